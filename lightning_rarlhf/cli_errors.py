@@ -1,0 +1,106 @@
+"""Turns jsonargparse's page about a wrong key or value into the one line that says what to mend."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Iterable, Iterator
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+_UNKNOWN = re.compile(
+    r"unrecognized arguments: --(?P<argument>[^\s=]+)"
+    r"|Group '(?P<group>[^']+)' does not accept option '(?P<member>[^']+)'"
+    r"|does not accept option '(?P<option>[^']+)'"
+    r"|Option '(?P<key>[^']+)' is not accepted"
+    r"|Key '(?P<expected>[^']+)' is not expected"
+)
+_CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
+_PARSER_KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
+_NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "Problem with given class_path", "Expected a path but")
+
+
+def condense(message: str, parser: LightningArgumentParser) -> str:
+    """One line: the unknown key with the nearest valid one, or the key whose value is wrong and why.
+
+    A key may have alternatives (one callback or a list of them); the first one's complaint is the one that counts.
+    """
+    value = _wrong_value(message)
+    if value and not _UNKNOWN.search(value):
+        return value
+    return _unknown_key(message, parser) or value or _first_line(message)
+
+
+def _unknown_key(message: str, parser: LightningArgumentParser) -> str | None:
+    found = _UNKNOWN.search(message)
+    if not found:
+        return None
+    parts = found.groupdict()
+    key = f"{parts['group']}.{parts['member']}" if parts["group"] else next(part for part in parts.values() if part)
+    owner = _CLASS.findall(message[: found.start()])
+    valid = list(_keys_of_class(owner[-1])) if owner else list(_keys_of_parser(parser))
+    where = f" of {owner[-1].rpartition('.')[2]}" if owner else ""
+    return f"unknown key {key!r}{where}; {_suggest(key, valid)}"
+
+
+def _suggest(key: str, valid: list[str]) -> str:
+    """The nearest valid key: by its whole dotted name first, by its last part otherwise."""
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.7)
+    if not near:
+        by_leaf = {name.rpartition(".")[2]: name for name in valid}
+        near = [by_leaf[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1, cutoff=0.6)]
+    if near:
+        return f"did you mean {near[0]!r}?"
+    top = sorted({name.partition(".")[0] for name in valid})
+    return f"valid keys: {', '.join(top)}"
+
+
+def _keys_of_class(path: str) -> Iterator[str]:
+    """Dotted keys that the class at import path `path` accepts, the fields of its dataclass arguments included."""
+    from jsonargparse._util import import_object
+
+    cls = import_object(path)
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner) or owner is object:
+            continue
+        hints = typing.get_type_hints(owner.__init__)
+        for name, parameter in inspect.signature(owner.__init__).parameters.items():
+            if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                yield from _with_fields(name, hints.get(name))
+        if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(owner.__init__).parameters.values()):
+            return
+
+
+def _with_fields(name: str, hint: object) -> Iterable[str]:
+    yield name
+    if dataclasses.is_dataclass(hint):
+        yield from (f"{name}.{field.name}" for field in dataclasses.fields(hint))
+
+
+def _keys_of_parser(parser: LightningArgumentParser) -> Iterator[str]:
+    """Every option of the parser and of its subcommands."""
+    parsers = [parser, *(parser._subcommands_action._name_parser_map.values() if parser._subcommands_action else [])]
+    for each in parsers:
+        for action in each._actions:
+            yield from (option.removeprefix("--") for option in action.option_strings if option.startswith("--"))
+
+
+def _wrong_value(message: str) -> str | None:
+    """``model.ppo.gamma: ...``: the chain of keys and the first reason below it."""
+    keys: list[str] = []
+    for line in map(str.strip, message.splitlines()):
+        text = line.removeprefix("- ")
+        found = _PARSER_KEY.search(text)
+        if found:
+            keys.append(found["key"])
+            text = found["rest"]
+        if keys and text and not text.startswith(_NOISE):
+            return f"{'.'.join(keys)}: {text}"
+    return None
+
+
+def _first_line(message: str) -> str:
+    return next((line.strip() for line in message.splitlines() if line.strip()), message)

@@ -1,0 +1,124 @@
+"""Settings of the method, with unit and source at each field; the command line's help is made from these texts.
+
+Defaults are the paper's (Risk-Averse Fine-tuning of Large Language Models, NeurIPS 2024). An option that reproduces the
+authors' public code where it differs from the paper says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
+
+from lightning_rarlhf.errors import UserError
+
+Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)], docstring="float in (0, 1]")
+"""A share that cannot be empty: risk level α, ρ, top-p."""
+
+DType = Literal["float32", "bfloat16", "float16"]
+RankBy = Literal["return", "lambda_return", "score"]
+Ties = Literal["exact", "keep"]
+ControllerKL = Literal["kept_mean", "all_mean", "kept_sum_over_batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """The language model that is trained."""
+
+    pretrained: str = "gpt2"
+    """hub id, or folder written by `save_pretrained`"""
+    revision: str | None = None
+    """commit, tag or branch on the hub; none = its main branch"""
+    dtype: DType = "float32"
+    """of the weights, whatever the checkpoint's own; keep float32 for a fully trained policy (steps of 1e-5 vanish in bfloat16)"""
+    gradient_checkpointing: bool = False
+    """recompute the trunk's activations in the backward pass: less memory, about a third more time"""
+    attn_implementation: str | None = None
+    """attention kernel by the name that transformers gives it (eager, sdpa, ...); none = the model's default"""
+    trust_remote_code: bool = False
+    """run Python code that the model's repository ships; leave off unless you have read it"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """The distribution that responses are drawn from. Log-probabilities are always those of this very distribution."""
+
+    max_new_tokens: PositiveInt = 48
+    """response tokens at most (paper: 48 IMDB, 32 Jigsaw and RealToxicityPrompts)"""
+    min_new_tokens: NonNegativeInt = 0
+    """response tokens before the end-of-text token may be drawn"""
+    temperature: PositiveFloat = 1.0
+    """divides the logits before anything else (paper: 1)"""
+    top_k: NonNegativeInt = 0
+    """draw from the k likeliest tokens only; 0 = all (paper)"""
+    top_p: Fraction = 1.0
+    """draw from the likeliest tokens that hold this share of the mass; 1 = all (paper)"""
+
+    def __post_init__(self) -> None:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}: lower it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """One iteration's update (paper, section 4 and table 5)."""
+
+    epochs: PositiveInt = 4
+    """passes over the kept episodes"""
+    minibatch_size: PositiveInt = 128
+    """episodes per optimizer step; a tail smaller than this is one minibatch"""
+    gamma: ClosedUnitInterval = 1.0
+    """discount per token"""
+    lam: ClosedUnitInterval = 0.95
+    """λ of generalised advantage estimation"""
+    cliprange: PositiveFloat = 0.2
+    """the probability ratio is clipped to 1 ± this"""
+    cliprange_value: PositiveFloat = 0.2
+    """a value moves at most this far from the old one before its loss is clipped"""
+    vf_coef: NonNegativeFloat = 0.1
+    """weight of the critic's loss"""
+    whiten_advantages: bool = True
+    """centre and scale the advantages over the kept tokens"""
+    max_grad_norm: PositiveFloat | None = None
+    """clip the gradient to this global norm; none = no clipping (paper)"""
+    rank_by: RankBy = "return"
+    """statistic that ranks episodes: their return (paper), the critic's λ-return at the first response token (authors'
+    code), or the bare score"""
+    ties: Ties = "exact"
+    """episodes that tie at the quantile: keep exactly ⌈α′B⌉ (paper) or every one of them (authors' code)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """The KL penalty's coefficient β and its controller (paper, Eqs. 4 and 12)."""
+
+    init_kl_coef: NonNegativeFloat = 0.2
+    """β at iteration 0"""
+    adaptive: bool = True
+    """move β so that the observed KL approaches the target; false = β stays"""
+    target: PositiveFloat = 6.0
+    """KL per episode, in nats"""
+    horizon: PositiveInt = 10_000
+    """episodes over which β can move by a factor of e^0.2: K_β = batch / horizon"""
+    observe: ControllerKL = "kept_mean"
+    """KL that the controller sees: mean over the kept episodes (paper), mean over all, or sum over the kept divided by B
+    (authors' code)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How validation, test and predict sample and what they report."""
+
+    seed: NonNegativeInt = 0
+    """of the responses; leave it alone across runs that are to be compared: equal prompts then get equal random numbers"""
+    tail_thresholds: tuple[float, ...] = ()
+    """tail reward = mean score of the prompts whose own score is at most this (paper: -2.5 IMDB, 5 Jigsaw and RTP)"""
+    tail_levels: tuple[Fraction, ...] = (0.01, 0.05, 0.1, 0.2)
+    """α of each CVaR that is reported: the mean of the lowest ⌈αN⌉ scores"""
+    confidence: Fraction = 0.95
+    """of every interval"""
+    resamples: PositiveInt = 2000
+    """bootstrap resamples, by prompt"""

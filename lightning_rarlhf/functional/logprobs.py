@@ -1,0 +1,135 @@
+"""Log-probabilities of given tokens under the distribution that sampling draws from, without a [B, T, V] tensor.
+
+The sampler and the losses call the same `warp`, so that the log-probability of a token is that of the distribution it
+was drawn from, whatever the temperature, top-k, top-p or minimum length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lightning_rarlhf.config import SamplingConfig
+
+Head = Callable[[Tensor], Tensor]
+"""Maps hidden states [N, H] to logits [N, V]."""
+
+_CHUNK = 1024  # tokens whose logits exist at one time: 1024 × 50,257 × 4 bytes = 206 MB for GPT-2
+
+
+def warp(logits: Tensor, sampling: SamplingConfig, *, ban: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    """Turn a model's logits into those of the distribution that is sampled from.
+
+    Args:
+        logits: [N, V] in any float type; computed on in float32.
+        sampling: temperature, top-k, top-p.
+        ban: bool [N, V] or None; True = a token that may not be drawn here (EOS before the minimum length).
+        keep: i64 [N] or None; a token that is never removed. A token that was drawn is inside the filters up to
+            rounding, and its log-probability must stay finite.
+
+    Returns:
+        f32 [N, V], −inf where a token cannot be drawn.
+    """
+    logits = logits.float()
+    if sampling.temperature != 1.0:
+        logits = logits / sampling.temperature
+    removed = ban
+    if sampling.top_k or sampling.top_p < 1.0:
+        allowed = logits.detach() if ban is None else logits.detach().masked_fill(ban, -torch.inf)
+        removed = _filtered(allowed, sampling.top_k, sampling.top_p)
+    if removed is None:
+        return logits
+    if keep is not None:
+        removed = removed.scatter(1, keep[:, None], False)
+    return logits.masked_fill(removed, -torch.inf)
+
+
+def _filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """bool [N, V]; True = outside the k likeliest tokens, or outside the likeliest tokens that hold mass `top_p`."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    out = torch.zeros_like(ordered, dtype=torch.bool)
+    if top_k:
+        out[:, top_k:] = True
+    if top_p < 1.0:
+        probs = ordered.masked_fill(out, -torch.inf).softmax(dim=-1)
+        # a token is out when the mass before it already reaches top_p, so the likeliest is always in
+        out |= probs.cumsum(dim=-1) - probs >= top_p
+    return torch.zeros_like(out).scatter(1, order, out)
+
+
+def eos_ban(steps: Tensor, width: int, eos_token_ids: Tensor, sampling: SamplingConfig) -> Tensor | None:
+    """bool [N, V = `width`]; True = an EOS at a step (i64 [N], 0-based) before `min_new_tokens`. None = nothing banned."""
+    if sampling.min_new_tokens == 0:
+        return None
+    ban = torch.zeros(len(steps), width, dtype=torch.bool, device=steps.device)
+    ban[:, eos_token_ids] = (steps < sampling.min_new_tokens)[:, None]
+    return ban
+
+
+def token_logprobs(
+    hidden: Tensor,
+    tokens: Tensor,
+    head: Head,
+    sampling: SamplingConfig,
+    eos_token_ids: Tensor,
+    *,
+    chunk: int = _CHUNK,
+) -> Tensor:
+    """Log-probability of each response token. [B, T, H], [B, T] → f32 [B, T].
+
+    Only `chunk` tokens' logits exist at a time; with gradients they are computed again in the backward pass, so memory
+    does not grow with B·T·V.
+    """
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or tokens.numel() > chunk)
+
+    def one(part: Tensor, picked: Tensor, steps: Tensor) -> Tensor:
+        return _gathered(_warped(part, picked, steps, head, sampling, eos_token_ids), picked)
+
+    parts = [
+        checkpoint(one, *piece, use_reentrant=False, preserve_rng_state=False) if needs_grad else one(*piece)
+        for piece in _pieces(hidden, tokens, chunk)
+    ]
+    return torch.cat(parts).view(tokens.shape)
+
+
+@torch.no_grad()
+def token_logprobs_and_entropy(
+    hidden: Tensor,
+    tokens: Tensor,
+    head: Head,
+    sampling: SamplingConfig,
+    eos_token_ids: Tensor,
+    *,
+    chunk: int = _CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """As `token_logprobs`, without gradients and with the entropy −Σ_a π(a) log π(a) in nats of each step."""
+    logprobs, entropy = [], []
+    for part, picked, steps in _pieces(hidden, tokens, chunk):
+        logits = _warped(part, picked, steps, head, sampling, eos_token_ids)
+        logprobs.append(_gathered(logits, picked))
+        entropy.append(torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1))
+    return torch.cat(logprobs).view(tokens.shape), torch.cat(entropy).view(tokens.shape)
+
+
+def _pieces(hidden: Tensor, tokens: Tensor, chunk: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Flatten [B, T] and cut it into pieces of at most `chunk` tokens, each with its tokens' steps in the response."""
+    rows, width = tokens.shape
+    steps = torch.arange(width, device=tokens.device).repeat(rows)
+    flat = (hidden.flatten(0, 1), tokens.flatten(), steps)
+    return list(zip(*(part.split(chunk) for part in flat), strict=True))
+
+
+def _warped(
+    hidden: Tensor, tokens: Tensor, steps: Tensor, head: Head, sampling: SamplingConfig, eos_token_ids: Tensor
+) -> Tensor:
+    logits = head(hidden)
+    ban = eos_ban(steps, logits.shape[-1], eos_token_ids, sampling)
+    return warp(logits, sampling, ban=ban, keep=tokens)
+
+
+def _gathered(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log softmax at the given tokens: [N, V], [N] → [N]."""
+    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)

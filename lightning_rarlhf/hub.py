@@ -1,0 +1,74 @@
+"""Tell within seconds whether a name can be loaded: a local folder, something cached, or a hub that answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_rarlhf.errors import DataError, ModelError
+
+_TIMEOUT = 10.0  # seconds; the hub's own client would retry for most of a minute
+
+
+def require_model(name: str, revision: str | None = None) -> None:
+    """Return if `name` is a model folder, a cached hub id, or a hub id that answers.
+
+    Raises:
+        ModelError: a folder without ``config.json``, a path that does not exist, or a hub id out of reach.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name}: the folder holds no config.json; give a folder written by save_pretrained")
+        return
+    if folder.exists():
+        raise ModelError(f"{name}: is a file; give a folder written by save_pretrained, or a hub id")
+    if _looks_like_path(name):
+        raise ModelError(f"{name}: no such folder; give a folder written by save_pretrained, or a hub id")
+    reason = _unreachable(name, "model", "config.json", revision)
+    if reason:
+        raise ModelError(f"model {name!r}: {reason}; give a reachable hub id or a local folder written by save_pretrained")
+
+
+def require_reachable_dataset(repo_id: str, revision: str | None = None) -> None:
+    """Return if the hub answers for dataset `repo_id`, or parts of it are cached.
+
+    Raises:
+        DataError: the hub is out of reach, or knows no such dataset.
+    """
+    reason = _unreachable(repo_id, "dataset", "README.md", revision)
+    if reason and not _prepared_before(repo_id):
+        raise DataError(f"dataset {repo_id!r}: {reason}; give a local copy with --data.path FOLDER")
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _unreachable(repo_id: str, kind: str, cached_file: str, revision: str | None) -> str | None:
+    """Why `repo_id` cannot be loaded, or None if it can."""
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if isinstance(huggingface_hub.try_to_load_from_cache(repo_id, cached_file, repo_type=kind, revision=revision), str):
+        return None
+    if constants.HF_HUB_OFFLINE:
+        return "not in the local cache, and HF_HUB_OFFLINE=1 forbids asking the hub"
+    api = huggingface_hub.HfApi()
+    try:
+        api.repo_info(repo_id, repo_type=kind, revision=revision, timeout=_TIMEOUT)
+    except errors.HFValidationError:
+        return "neither a folder nor a valid hub id"
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "?"
+        return f"the hub refused it (HTTP {status}: no such {kind}, or no access)"
+    except Exception as error:  # network failures come in the HTTP library's own classes
+        return f"the hub cannot be reached ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    return None
+
+
+def _prepared_before(repo_id: str) -> bool:
+    """Whether `datasets` holds a prepared copy that it can open without the hub."""
+    from datasets import config
+
+    folder = repo_id.replace("/", "___")
+    return any((Path(config.HF_DATASETS_CACHE) / name).is_dir() for name in {folder, folder.lower()})

@@ -1,0 +1,233 @@
+"""The policy: a causal language model's trunk and head, with a scalar critic on the same trunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rarlhf.config import PolicyConfig, SamplingConfig
+from lightning_rarlhf.data_types import Samples
+from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.functional.logprobs import token_logprobs, token_logprobs_and_entropy
+from lightning_rarlhf.functional.sequences import position_ids
+from lightning_rarlhf.hub import require_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LanguageModel(nn.Module):
+    """A causal language model cut in two, trunk and head, so that logits are made for response tokens only.
+
+    Dropout is off in every pass, sampling and gradient passes alike: the probability ratio of the first PPO epoch is
+    then exactly 1. (The authors' code samples with dropout on.)
+
+    Attributes:
+        lm: the transformers model, in eval mode.
+        eos_token_ids: i64 [n], tokens that end a response.
+    """
+
+    eos_token_ids: Tensor
+
+    def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int]) -> None:
+        super().__init__()
+        self.lm = lm.eval()
+        self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
+        _check_split(self)
+
+    @property
+    def device(self) -> torch.device:
+        return self.eos_token_ids.device
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.lm.get_output_embeddings().weight.shape[1])
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model can read, if its architecture sets a limit."""
+        limit = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """Stay in eval mode, so that no dropout is ever on; checkpointed blocks alone need the flag to recompute."""
+        super().train(False)
+        if self.lm.is_gradient_checkpointing:
+            _flag_checkpointed_blocks(self.lm, mode)
+        return self
+
+    def trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden states of left-padded sequences: [B, S], bool [B, S] → [B, S, H]."""
+        output = self.lm.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            position_ids=position_ids(attention_mask),
+            use_cache=False,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states: [..., H] → [..., V]."""
+        logits: Tensor = self.lm.get_output_embeddings()(hidden)
+        softcap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    def before_responses(self, sequences: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
+        """Hidden states that predict the last `response_length` = T tokens: → [B, T, H]."""
+        return self.trunk(sequences, attention_mask)[:, -response_length - 1 : -1]
+
+    def response_logprobs(self, samples: Samples, sampling: SamplingConfig) -> Tensor:
+        """log π(a_t | s_t) of every response token; f32 [B, T]."""
+        width = samples.response_mask.shape[1]
+        hidden = self.before_responses(samples.sequences, samples.attention_mask, width)
+        return token_logprobs(hidden, samples.sequences[:, -width:], self.head, sampling, self.eos_token_ids)
+
+
+class PolicyOutput(NamedTuple):
+    """What the actor and the critic say of each response token."""
+
+    logprobs: Tensor
+    """f32 [B, T], log π(a_t | s_t)"""
+    values: Tensor
+    """f32 [B, T], V(s_t)"""
+
+
+class PolicyStatistics(NamedTuple):
+    """`PolicyOutput` without gradients, with what only the log needs."""
+
+    logprobs: Tensor
+    """f32 [B, T], log π(a_t | s_t)"""
+    values: Tensor
+    """f32 [B, T], V(s_t)"""
+    entropy: Tensor
+    """f32 [B, T], of π(· | s_t), in nats"""
+
+
+class ActorCritic(LanguageModel):
+    """Actor and critic on one trunk; the critic is a linear layer on the last hidden state (paper, section 4)."""
+
+    def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int]) -> None:
+        super().__init__(lm, eos_token_ids)
+        self.value_head = nn.Linear(self.hidden_size, 1, dtype=torch.float32)
+
+    def forward(
+        self, sequences: Tensor, attention_mask: Tensor, response_mask: Tensor, sampling: SamplingConfig
+    ) -> PolicyOutput:
+        """Log-probabilities and values of the response tokens, with gradients.
+
+        Args:
+            sequences: i64 [B, S], left-padded prompts, responses in the last T columns.
+            attention_mask: bool [B, S].
+            response_mask: bool [B, T].
+            sampling: the distribution whose log-probabilities are meant.
+        """
+        width = response_mask.shape[1]
+        hidden = self.before_responses(sequences, attention_mask, width)
+        tokens = sequences[:, -width:]
+        return PolicyOutput(
+            token_logprobs(hidden, tokens, self.head, sampling, self.eos_token_ids), self._values(hidden)
+        )
+
+    @torch.no_grad()
+    def statistics(self, samples: Samples, sampling: SamplingConfig) -> PolicyStatistics:
+        """Old log-probabilities, values and entropies: the same forward pass as the update's, so that ratios start at 1."""
+        width = samples.response_mask.shape[1]
+        hidden = self.before_responses(samples.sequences, samples.attention_mask, width)
+        tokens = samples.sequences[:, -width:]
+        logprobs, entropy = token_logprobs_and_entropy(hidden, tokens, self.head, sampling, self.eos_token_ids)
+        return PolicyStatistics(logprobs, self._values(hidden), entropy)
+
+    def _values(self, hidden: Tensor) -> Tensor:
+        values: Tensor = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+        return values.float()
+
+
+class FrozenModel:
+    """Holds a network out of Lightning's sight: in no checkpoint, no optimizer and no wrapper."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model.requires_grad_(False)
+
+    def to(self, device: torch.device) -> FrozenModel:
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def response_logprobs(self, samples: Samples, sampling: SamplingConfig) -> Tensor:
+        """log π_ref(a_t | s_t) of every response token; f32 [B, T]."""
+        return self.model.response_logprobs(samples, sampling)
+
+
+def load_causal_lm(config: PolicyConfig) -> PreTrainedModel:
+    """Load any `AutoModelForCausalLM` by hub id or folder, in the dtype asked for.
+
+    Raises:
+        ModelError: nothing there, or not a causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    require_model(config.pretrained, config.revision)
+    options = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+    try:
+        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            config.pretrained,
+            revision=config.revision,
+            dtype=getattr(torch, config.dtype),
+            trust_remote_code=config.trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ModelError(f"{config.pretrained}: not a causal language model that transformers can load ({line})") from error
+    if config.gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return lm
+
+
+def end_of_text_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a response: the tokenizer's EOS and those of the model's generation config."""
+    configured = getattr(lm.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return sorted({int(token) for token in [tokenizer.eos_token_id, *listed] if token is not None})
+
+
+def _flag_checkpointed_blocks(lm: PreTrainedModel, mode: bool) -> None:
+    """Set `training` on the checkpointed blocks but not on what is inside them, where it would switch dropout on."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for module in lm.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = mode
+
+
+@torch.no_grad()
+def _check_split(model: LanguageModel) -> None:
+    """Refuse an architecture whose logits are more than head(trunk(x)): every log-probability would be wrong."""
+    if model.lm.device.type == "meta":
+        return
+    ids = torch.arange(2, device=model.lm.device)[None]
+    direct = model.lm(input_ids=ids).logits
+    split = model.head(model.trunk(ids, torch.ones_like(ids, dtype=torch.bool)))
+    if not torch.allclose(direct.float(), split.float(), rtol=1e-2, atol=1e-2):
+        name = type(model.lm).__name__
+        raise ModelError(f"{name} changes its logits after the output layer; this architecture is not supported")
+
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+"""Written beside an exported policy; a folder that has it starts with this critic."""
+
+
+def load_actor_critic(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase) -> ActorCritic:
+    """The policy of `config` with its critic: the one saved beside it if there is one, a new one otherwise."""
+    from safetensors.torch import load_file
+
+    lm = load_causal_lm(config)
+    actor = ActorCritic(lm, end_of_text_ids(lm, tokenizer))
+    saved = Path(config.pretrained) / VALUE_HEAD_FILE
+    if saved.is_file():
+        actor.value_head.load_state_dict(load_file(saved))
+    return actor

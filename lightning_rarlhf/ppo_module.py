@@ -1,0 +1,162 @@
+"""Risk-averse RLHF: each iteration learns from the worst α′ share of its episodes (paper, Algorithm 1).
+
+At risk level 1, which is where it stays without the `RiskSchedule` callback, this is plain RLHF.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from lightning_rarlhf.config import EvaluationConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
+from lightning_rarlhf.data_types import PPOBatch, PPOStats, PromptBatch, Rollout, TailReport
+from lightning_rarlhf.functional.masked import masked_mean
+from lightning_rarlhf.kl_control import build_kl_controller, observed_kl
+from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.ppo_update import run_ppo_epochs
+from lightning_rarlhf.reward_models import RewardModel
+from lightning_rarlhf.rollout import evaluate_samples, prepare_ppo_batch
+from lightning_rarlhf.sampling import SamplingSeed
+from lightning_rarlhf.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+
+
+class RiskAversePPOModule(LanguageModule):
+    """PPO on the tail of each batch of episodes.
+
+    Attributes:
+        risk_level: α′ of the next iteration, in (0, 1]; the `RiskSchedule` callback sets it.
+    """
+
+    def __init__(
+        self,
+        reward: RewardModel,
+        policy: PolicyConfig = PolicyConfig(),
+        reference: str | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
+        ppo: PPOConfig = PPOConfig(),
+        kl: KLConfig = KLConfig(),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1.41e-5),
+        evaluation: EvaluationConfig = EvaluationConfig(),
+    ) -> None:
+        """Remember the settings; nothing is loaded before the trainer asks for it.
+
+        Args:
+            reward: scores finished texts, higher = better.
+            policy: the language model to train.
+            reference: hub id or folder of the model that KL is measured against; none = the policy as it starts.
+            sampling: the distribution that responses are drawn from.
+            ppo: the update.
+            kl: the KL penalty's coefficient and its controller.
+            optimizer: any torch optimizer (paper: Adam at a constant 1.41e-5).
+            evaluation: validation, test and predict.
+        """
+        super().__init__(policy, reference, reward, sampling, evaluation, optimizer)
+        self.automatic_optimization = False
+        self.ppo = ppo
+        self.kl = kl
+        self.kl_controller = build_kl_controller(kl)
+        self.risk_level = 1.0
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        """One iteration of Algorithm 1; returns the rollout, the kept rows and the update's figures for callbacks."""
+        clock = Stopwatch(self.device)
+        with clock("rollout"):
+            samples = self.generate(batch, SamplingSeed(base=self.run_seed, iteration=self.iteration))
+        with clock("score"):
+            scores = self.score(samples)
+        with clock("rollout"):
+            assert self.reference is not None
+            rollout = evaluate_samples(self.actor, self.reference, samples, scores, self.sampling)
+        with clock("update"):
+            kl_coef = self.kl_controller.value
+            tail, kept, report = prepare_ppo_batch(
+                rollout, risk_level=self.risk_level, kl_coef=kl_coef, config=self.ppo
+            )
+            stats = self.update(tail)
+            self.kl_controller.update(observed_kl(rollout.kl, kept, self.kl.observe), len(rollout))
+        self.log_iteration(rollout, report, stats, kl_coef, clock.seconds)
+        return {"rollout": rollout, "kept": kept, "stats": stats}
+
+    @property
+    def iteration(self) -> int:
+        """0-based number of this iteration; the trainer's `global_step` counts iterations, see `_step`."""
+        return self.trainer.global_step
+
+    @property
+    def run_seed(self) -> int:
+        """Of the rollouts' random numbers and the minibatches' order."""
+        assert self.seed is not None
+        return self.seed
+
+    def update(self, tail: PPOBatch) -> PPOStats:
+        """PPO epochs of actor and critic on the kept episodes."""
+        order = torch.Generator().manual_seed((self.run_seed * 1_000_003 + self.iteration) % 2**63)
+        return run_ppo_epochs(self.actor, tail, self.ppo, self.sampling, order, self._step)
+
+    def _step(self, loss: Tensor, last: bool) -> Tensor:
+        """Backward, clip, step. Only an iteration's last step is counted by the trainer, whose unit is the iteration.
+
+        Returns:
+            The gradient's global norm before clipping.
+        """
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        parameters = [p for p in self.actor.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.ppo.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.ppo.max_grad_norm, norm)
+        _step_counted(optimizer, last)
+        return norm
+
+    def log_iteration(
+        self, rollout: Rollout, tail: TailReport, stats: PPOStats, kl_coef: float, seconds: dict[str, float]
+    ) -> None:
+        """Write the iteration's curves; the x-axis counts iterations."""
+        shown = {
+            "objective/score_mean": rollout.scores.mean(),
+            "risk/tail_score_mean": tail.score_mean,
+            "objective/kl": rollout.kl.mean(),
+            "risk/level": self.risk_level,
+        }
+        curves = {
+            "objective/score_std": rollout.scores.std(),
+            "objective/return_mean": tail.return_mean,
+            "objective/kl_coef": kl_coef,
+            "objective/entropy": masked_mean(rollout.entropy, rollout.response_mask),
+            "risk/tail_size": float(tail.tail_size),
+            "risk/var": tail.var,
+            "risk/cvar": tail.cvar,
+            "tokens/response_length_mean": rollout.samples.lengths.float().mean(),
+            **{f"ppo/{name}": value for name, value in vars(stats).items()},
+            **{f"time/{name}": value for name, value in seconds.items()},
+        }
+        self.log_dict(shown, prog_bar=True, on_step=True, batch_size=len(rollout))
+        self.log_dict(curves, on_step=True, batch_size=len(rollout))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the controller's state as Python floats: a buffer would be rounded under bf16-true."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["kl_controller"] = self.kl_controller.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.kl_controller.load_state_dict(checkpoint["kl_controller"])
+
+
+def _step_counted(optimizer: LightningOptimizer, counts: bool) -> None:
+    """Step; let Lightning's progress see the step only if it `counts`."""
+    before, after = optimizer._on_before_step, optimizer._on_after_step
+    if not counts:
+        optimizer._on_before_step = optimizer._on_after_step = lambda: None
+    try:
+        optimizer.step()
+    finally:
+        optimizer._on_before_step, optimizer._on_after_step = before, after

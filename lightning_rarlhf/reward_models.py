@@ -1,0 +1,217 @@
+"""Rewards: anything that maps prompts and responses to one score each, higher = better.
+
+Texts, not tokens, cross this boundary, so a reward model may have any tokenizer. Rewards are frozen and belong to no
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jsonargparse.typing import PositiveInt
+from torch import Tensor
+
+from lightning_rarlhf.config import DType
+from lightning_rarlhf.errors import ModelError, RewardError
+from lightning_rarlhf.hub import require_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RewardModel(ABC):
+    """Scores finished texts: ``reward(prompts, responses) -> scores [B]``."""
+
+    def load(self, device: torch.device) -> None:  # noqa: B027 - a reward without weights has nothing to load
+        """Load weights onto `device`; called once, before the first batch."""
+
+    @abstractmethod
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """f32 [B] on the CPU, one finite score per response; an empty response scores the prompt alone."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What result files say of this reward."""
+
+
+class ClassifierReward(RewardModel):
+    """The raw logit of one label of a sequence classifier, read on prompt + response (METHOD, section 3: no softmax)."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        label: str | None = None,
+        sign: Literal[1, -1] = 1,
+        batch_size: PositiveInt = 64,
+        dtype: DType = "float32",
+        device: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        """Remember what to load; nothing is read before `load`.
+
+        Args:
+            pretrained: hub id or folder of an `AutoModelForSequenceClassification` with its tokenizer.
+            label: name of the label whose logit is the score; may be left out when there is only one.
+            sign: −1 turns the logit of an unwanted class (toxic) into a reward.
+            batch_size: texts per forward pass.
+            dtype: of the classifier's weights.
+            device: where it runs (cpu, cuda:1, ...); none = beside the policy.
+            revision: commit, tag or branch on the hub.
+        """
+        self.pretrained = pretrained
+        self.label = label
+        self.sign = sign
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.device = None if device is None else torch.device(device)
+        self.revision = revision
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, int, int | None] | None = None
+
+    def load(self, device: torch.device) -> None:
+        """Load classifier and tokenizer.
+
+        Raises:
+            ModelError: nothing there, no classifier, or no such label (the labels are listed).
+        """
+        if self._loaded is None:
+            self._loaded = _load_classifier(self.pretrained, self.revision, self.dtype, self.label)
+        self._loaded[0].to(self.device or device)  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        if self._loaded is None:
+            raise RewardError("the reward model is not loaded; call load(device) first")
+        model, tokenizer, column, limit = self._loaded
+        texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        # by length, so that a micro-batch carries little padding
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
+        scores = torch.empty(len(texts))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            inputs = tokenizer(
+                [texts[row] for row in rows], padding=True, truncation=limit is not None, max_length=limit, return_tensors="pt"
+            )
+            # autocast of the policy's training step must not reach the reward: scores keep the classifier's own dtype
+            with torch.autocast(model.device.type, enabled=False):
+                logits = model(**inputs.to(model.device)).logits
+            scores[rows] = self.sign * logits[:, column].float().cpu()
+        return checked_scores(scores, len(texts), self.pretrained)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "reward": type(self).__name__,
+            "pretrained": self.pretrained,
+            "revision": self.revision,
+            "label": self.label,
+            "sign": self.sign,
+            "dtype": self.dtype,
+        }
+
+
+class CallableReward(RewardModel):
+    """Any Python function ``(prompts, responses) -> scores``, by import path."""
+
+    def __init__(self, function: str) -> None:
+        """Import `function`.
+
+        Args:
+            function: import path of the callable, such as ``my_package.my_module.my_reward``.
+
+        Raises:
+            RewardError: no such module or name, or not callable.
+        """
+        self.function = function
+        self._call = _import(function)
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        return checked_scores(self._call(list(prompts), list(responses)), len(responses), self.function)
+
+    def identity(self) -> dict[str, Any]:
+        return {"reward": type(self).__name__, "function": self.function}
+
+
+def checked_scores(scores: object, expected: int, name: str) -> Tensor:
+    """Turn what a reward returned into f32 [B], or refuse it.
+
+    Raises:
+        RewardError: not numbers, the wrong count, or a score that is not finite.
+    """
+    if isinstance(scores, str | bytes):
+        raise RewardError(f"reward {name}: returned a string; expected {expected} numbers, one per response")
+    try:
+        # via float64, so that numbers of any kind are read before they are rounded
+        tensor = torch.as_tensor(scores, dtype=torch.float64).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError):
+        raise RewardError(
+            f"reward {name}: returned {type(scores).__name__} that is no list of numbers; "
+            f"expected {expected} numbers, one per response"
+        ) from None
+    if tuple(tensor.shape) != (expected,):
+        raise RewardError(
+            f"reward {name}: returned shape {list(tensor.shape)}; expected [{expected}], one score per response"
+        )
+    bad = [row for row, score in enumerate(tensor.tolist()) if not math.isfinite(score)]
+    if bad:
+        rows = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+        raise RewardError(f"reward {name}: {len(bad)} of {expected} scores are not finite (responses {rows}); fix the reward")
+    return tensor
+
+
+def _import(path: str) -> Callable[[list[str], list[str]], object]:
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise RewardError(f"reward function {path!r}: expected an import path such as package.module.function")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RewardError(f"reward function {path!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from None
+    if not callable(found):
+        raise RewardError(f"reward function {path!r} is a {type(found).__name__}, not a callable (prompts, responses) -> scores")
+    call: Callable[[list[str], list[str]], object] = found
+    return call
+
+
+def _load_classifier(
+    name: str, revision: str | None, dtype: str, label: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int, int | None]:
+    """Model, tokenizer, column of the label, and the most tokens that the model reads."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    require_model(name, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="right")
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            name, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ModelError(f"{name}: not a sequence classifier that transformers can load ({line})") from error
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ModelError(f"{name}: has no trained classification head (missing: {missing}); give a sequence classifier")
+    column = _column(name, {int(k): str(v) for k, v in model.config.id2label.items()}, label)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
+    limit = min((int(n) for n in limits if n is not None and n < 10**9), default=None)
+    return model.eval().requires_grad_(False), tokenizer, column, limit
+
+
+def _column(name: str, labels: dict[int, str], label: str | None) -> int:
+    """Number of the label asked for."""
+    listed = ", ".join(labels[column] for column in sorted(labels))
+    if label is None:
+        if len(labels) == 1:
+            return 0
+        raise ModelError(f"{name}: has {len(labels)} labels; set reward.label to one of: {listed}")
+    for column, text in labels.items():
+        if text == label:
+            return column
+    raise ModelError(f"{name}: has no label {label!r}; its labels are: {listed}")

@@ -1,0 +1,168 @@
+"""The sampling loop: one cached forward pass per token, whatever produces the logits.
+
+Every prompt has random numbers of its own, made from (seed, iteration, prompt index, draw). A response therefore depends
+neither on its neighbours in the batch, nor on the batch size, nor on the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_rarlhf.config import SamplingConfig
+from lightning_rarlhf.data_types import PromptBatch, Samples
+from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.functional.logprobs import eos_ban, warp
+from lightning_rarlhf.functional.sequences import position_ids, response_mask
+from lightning_rarlhf.policy import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSeed:
+    """Names one draw of responses; equal seeds and prompts give equal responses."""
+
+    base: int
+    """the run's seed"""
+    iteration: int = 0
+    """0-based; 0 for evaluation"""
+    draw: int = 0
+    """0-based number of the completion, where a prompt gets several"""
+
+    def uniforms(self, index: Tensor, width: int) -> Tensor:
+        """f32 [B, width] in [0, 1): row b depends on this seed and on index[b] alone (Philox, counter-based)."""
+        rows = [
+            np.random.Generator(
+                np.random.Philox(key=self.base % 2**64, counter=[0, self.draw, self.iteration, int(number) % 2**64])
+            ).random(width, dtype=np.float32)
+            for number in index.tolist()
+        ]
+        return torch.from_numpy(np.stack(rows)).to(index.device)
+
+
+class Decoder(Protocol):
+    """Anything that can say the next token's logits; decoding-time methods combine several models behind it."""
+
+    def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Read left-padded prompts [B, P]; return logits [B, V] of the first response token."""
+        ...
+
+    def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """Read one more token a row, [B]; the mask [B, P + t] now covers it. Return the next logits [B, V]."""
+        ...
+
+
+class CachedDecoder:
+    """A language model with its key-value cache."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._cache: object | None = None
+
+    def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        from transformers import DynamicCache
+
+        self._cache = DynamicCache(config=self._model.lm.config)
+        return self._forward(input_ids, attention_mask, position_ids(attention_mask))
+
+    def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        return self._forward(tokens[:, None], attention_mask, attention_mask.sum(dim=1, keepdim=True) - 1)
+
+    def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        output = self._model.lm.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        return self._model.head(output.last_hidden_state[:, -1])
+
+
+@torch.no_grad()
+def sample(
+    decoder: Decoder,
+    batch: PromptBatch,
+    sampling: SamplingConfig,
+    seed: SamplingSeed,
+    tokenizer: PreTrainedTokenizerBase,
+    eos_token_ids: Tensor,
+) -> Samples:
+    """Draw one response a prompt.
+
+    Stops when every row has ended, so T ≤ `max_new_tokens`. Columns after a row's first end-of-text token hold the pad
+    token and are False in the response mask.
+    """
+    uniforms = seed.uniforms(batch.index, sampling.max_new_tokens)
+    mask = batch.attention_mask
+    alive = torch.ones(len(batch), dtype=torch.bool, device=mask.device)
+    logits = decoder.start(batch.input_ids, mask)
+    drawn: list[Tensor] = []
+    for step in range(sampling.max_new_tokens):
+        token = _draw(logits, step, uniforms[:, step], sampling, eos_token_ids)
+        drawn.append(token.where(alive, torch.full_like(token, _pad_id(tokenizer))))
+        mask = torch.cat([mask, alive[:, None]], dim=1)
+        alive = alive & ~torch.isin(token, eos_token_ids)
+        if step + 1 == sampling.max_new_tokens or not alive.any():
+            break
+        logits = decoder.advance(drawn[-1], mask)
+    tokens = torch.stack(drawn, dim=1)
+    counts = mask[:, -tokens.shape[1] :]
+    return Samples(
+        batch=batch,
+        sequences=torch.cat([batch.input_ids, tokens], dim=1),
+        response_mask=counts,
+        responses=tuple(decode_responses(tokens, counts, tokenizer)),
+    )
+
+
+def _draw(logits: Tensor, step: int, uniform: Tensor, sampling: SamplingConfig, eos_token_ids: Tensor) -> Tensor:
+    """Invert the distribution function at `uniform`: [B, V], [B] → i64 [B]. A token of probability 0 is never drawn."""
+    steps = torch.full((len(logits),), step, device=logits.device)
+    ban = eos_ban(steps, logits.shape[-1], eos_token_ids, sampling)
+    cumulative = warp(logits, sampling, ban=ban).softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # rounding may lift u·total to the total itself, beyond the last token
+    threshold = (uniform[:, None] * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+
+
+def decode_responses(tokens: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Text of each response without special tokens; padding is cut by the mask, not by token id."""
+    kept = [row[: int(length)].tolist() for row, length in zip(tokens.cpu(), mask.sum(dim=1).tolist(), strict=True)]
+    texts: list[str] = tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return texts
+
+
+def require_room(context_length: int | None, prompt_tokens: int, sampling: SamplingConfig) -> None:
+    """Refuse prompts and responses that do not fit into the model's context.
+
+    Raises:
+        ModelError: with the three numbers.
+    """
+    if context_length is not None and prompt_tokens + sampling.max_new_tokens > context_length:
+        raise ModelError(
+            f"{prompt_tokens} prompt tokens + max_new_tokens={sampling.max_new_tokens} do not fit into the model's context "
+            f"of {context_length} tokens; shorten the prompts (data.prompt_tokens) or the responses"
+        )
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad = tokenizer.pad_token_id
+    if not isinstance(pad, int):
+        raise ModelError("the tokenizer has no pad token; load it with lightning_rarlhf.tokenizer.load_tokenizer")
+    return pad
+
+
+def finish_reasons(samples: Samples, eos_token_ids: Tensor) -> Sequence[str]:
+    """`stop` for a response that ended by itself, `length` for one that was cut at the maximum."""
+    width = samples.response_mask.shape[1]
+    ended = (torch.isin(samples.sequences[:, -width:], eos_token_ids) & samples.response_mask).any(dim=1)
+    return ["stop" if stop else "length" for stop in ended.tolist()]

@@ -1,0 +1,82 @@
+"""Supervised fine-tuning on the wanted class: the initial policy and the reference of RLHF and RA-RLHF."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, SamplingConfig
+from lightning_rarlhf.data_types import PromptBatch, TextBatch
+from lightning_rarlhf.functional.logprobs import token_logprobs
+from lightning_rarlhf.functional.masked import masked_mean
+from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.reward_models import RewardModel
+
+_PLAIN = SamplingConfig()  # temperature 1, no filter: the log-probabilities of maximum likelihood
+
+
+class SFTModule(LanguageModule):
+    """Next-token cross-entropy on texts; `test` and `predict` generate, like every other method's."""
+
+    def __init__(
+        self,
+        policy: PolicyConfig = PolicyConfig(),
+        reward: RewardModel | None = None,
+        reference: str | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
+        linear_decay: bool = True,
+        evaluation: EvaluationConfig = EvaluationConfig(),
+    ) -> None:
+        """Remember the settings; nothing is loaded before the trainer asks for it.
+
+        Args:
+            policy: the language model to train.
+            reward: scores responses in `test` and `predict`; not used by `fit`.
+            reference: model that `test` measures KL against; none = the policy as it starts.
+            sampling: the distribution that `test` draws from.
+            optimizer: any torch optimizer (paper: AdamW at 1e-5).
+            linear_decay: lower the learning rate linearly to 0 over the run (paper).
+            evaluation: test and predict.
+        """
+        super().__init__(policy, reference, reward, sampling, evaluation, optimizer)
+        self.linear_decay = linear_decay
+
+    @property
+    def trains_with_reward(self) -> bool:
+        return False
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over the language model; the critic is not trained here."""
+        optimizer = self.make_optimizer([p for p in self.actor.lm.parameters() if p.requires_grad])
+        if not self.linear_decay:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        """Mean negative log-likelihood per token."""
+        loss = self.loss(batch)
+        self.log("sft/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch))
+        return loss
+
+    def loss(self, batch: TextBatch) -> Tensor:
+        """−mean log π(x_t | x_<t) over the tokens after each text's first, in nats."""
+        hidden = self.actor.trunk(batch.input_ids, batch.attention_mask)[:, :-1]
+        targets = batch.input_ids[:, 1:]
+        logprobs = token_logprobs(hidden, targets, self.actor.head, _PLAIN, self.actor.eos_token_ids)
+        return -masked_mean(logprobs, batch.attention_mask[:, 1:])
+
+    def on_validation_epoch_start(self) -> None:
+        """Nothing to set up: Lightning averages the loss."""
+
+    def validation_step(self, batch: TextBatch | PromptBatch, batch_idx: int) -> None:  # type: ignore[override]
+        """Mean negative log-likelihood of held-out texts."""
+        if isinstance(batch, TextBatch):
+            self.log("val/loss", self.loss(batch), prog_bar=True, on_epoch=True, batch_size=len(batch), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Nothing to summarise: Lightning averages the loss."""

@@ -1,0 +1,41 @@
+"""The policy's tokenizer, with the two special tokens that sampling needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.hub import require_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of hub id or folder `name`, padding on the left.
+
+    A tokenizer without a pad token pads with its end-of-text token, as GPT-2 does; masks are made from lengths, never
+    from token ids, so the two cannot be confused.
+
+    Raises:
+        ModelError: nothing there, or no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    require_model(name, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name}: no tokenizer could be loaded ({_first_line(error)}); save one beside the model") from error
+    if tokenizer.eos_token_id is None:
+        missing = "an EOS token" if tokenizer.pad_token_id is not None else "a pad token and an EOS token"
+        raise ModelError(
+            f"{name}: its tokenizer lacks {missing}, so responses could not end; set tokenizer.eos_token and save it again"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

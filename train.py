@@ -1,0 +1,51 @@
+"""The command line: ``python train.py fit|validate|test|predict --config configs/<task>.yaml``."""
+
+from __future__ import annotations
+
+import sys
+
+from lightning.pytorch.cli import ArgsType
+
+from callbacks import HuggingFaceExport, RiskSchedule
+from datamodules import (
+    IMDBDataModule,
+    JigsawDataModule,
+    PromptDataModule,
+    RealToxicityPromptsDataModule,
+    SyntheticDataModule,
+    TextFileDataModule,
+)
+from lightning_rarlhf.cli import TrainCLI
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.ppo_module import RiskAversePPOModule
+from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
+from lightning_rarlhf.sft_module import SFTModule
+
+# What a YAML file may name without its module's path.
+__all__ = [
+    "CallableReward",
+    "ClassifierReward",
+    "HuggingFaceExport",
+    "IMDBDataModule",
+    "JigsawDataModule",
+    "RealToxicityPromptsDataModule",
+    "RiskAversePPOModule",
+    "RiskSchedule",
+    "SFTModule",
+    "SyntheticDataModule",
+    "TextFileDataModule",
+]
+
+
+def main(args: ArgsType = None) -> None:
+    """Parse `args` (none = the command line) and run. A mistake of the user's is one line and exit status 2."""
+    try:
+        TrainCLI(LanguageModule, PromptDataModule, args=args)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
