@@ -49,15 +49,17 @@ def _unreachable(repo_id: str, kind: str, cached_file: str, revision: str | None
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    if isinstance(huggingface_hub.try_to_load_from_cache(repo_id, cached_file, repo_type=kind, revision=revision), str):
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(repo_id, cached_file, repo_type=kind, revision=revision)
+    except errors.HFValidationError:
+        return "neither a folder nor a valid hub id"
+    if isinstance(cached, str):
         return None
     if constants.HF_HUB_OFFLINE:
         return "not in the local cache, and HF_HUB_OFFLINE=1 forbids asking the hub"
     api = huggingface_hub.HfApi()
     try:
         api.repo_info(repo_id, repo_type=kind, revision=revision, timeout=_TIMEOUT)
-    except errors.HFValidationError:
-        return "neither a folder nor a valid hub id"
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "?"
         return f"the hub refused it (HTTP {status}: no such {kind}, or no access)"

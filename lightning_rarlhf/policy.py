@@ -55,7 +55,7 @@ class LanguageModel(nn.Module):
     def train(self, mode: bool = True) -> LanguageModel:
         """Stay in eval mode, so that no dropout is ever on; checkpointed blocks alone need the flag to recompute."""
         super().train(False)
-        if self.lm.is_gradient_checkpointing:
+        if self.lm.is_activation_checkpointing:
             _flag_checkpointed_blocks(self.lm, mode)
         return self
 
@@ -184,7 +184,7 @@ def load_causal_lm(config: PolicyConfig) -> PreTrainedModel:
         line = str(error).strip().splitlines()[0]
         raise ModelError(f"{config.pretrained}: not a causal language model that transformers can load ({line})") from error
     if config.gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        lm.activation_checkpointing_enable()
     return lm
 
 

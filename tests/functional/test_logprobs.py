@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_rarlhf.config import SamplingConfig
+from lightning_rarlhf.functional.logprobs import eos_ban, token_logprobs, token_logprobs_and_entropy, warp
+
+PLAIN = SamplingConfig()
+EOS = torch.tensor([1])
+
+
+@pytest.fixture
+def case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(3, 5, 4), torch.randint(0, 11, (3, 5)), torch.randn(11, 4)
+
+
+def test_logprobs_equal_the_full_log_softmax(case):
+    hidden, tokens, weight = case
+    got = token_logprobs(hidden, tokens, lambda h: h @ weight.T, PLAIN, EOS)
+    expected = (hidden @ weight.T).log_softmax(-1).gather(2, tokens[..., None]).squeeze(-1)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 7, 100])
+def test_chunks_change_neither_values_nor_gradients(case, chunk):
+    hidden, tokens, weight = case
+    results = []
+    for size in (1024, chunk):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        logprobs = token_logprobs(h, tokens, lambda x, w=w: x @ w.T, PLAIN, EOS, chunk=size)
+        (logprobs * torch.arange(15.0).view(3, 5)).sum().backward()
+        results.append((logprobs.detach(), h.grad, w.grad))
+    for whole, pieces in zip(*results, strict=True):
+        torch.testing.assert_close(whole, pieces)
+
+
+def test_gradients_reach_a_head_behind_a_frozen_trunk(case):
+    hidden, tokens, weight = case
+    weight = weight.requires_grad_()
+    token_logprobs(hidden, tokens, lambda x: x @ weight.T, PLAIN, EOS).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+
+
+def test_entropy_is_that_of_the_distribution(case):
+    hidden, tokens, weight = case
+    logprobs, entropy = token_logprobs_and_entropy(hidden, tokens, lambda h: h @ weight.T, PLAIN, EOS, chunk=4)
+    expected = torch.distributions.Categorical(logits=hidden @ weight.T).entropy()
+    torch.testing.assert_close(entropy, expected)
+    torch.testing.assert_close(logprobs, token_logprobs(hidden, tokens, lambda h: h @ weight.T, PLAIN, EOS))
+
+
+def test_entropy_is_finite_when_tokens_are_filtered(case):
+    hidden, tokens, weight = case
+    _, entropy = token_logprobs_and_entropy(hidden, tokens, lambda h: h @ weight.T, SamplingConfig(top_k=2), EOS)
+    assert torch.isfinite(entropy).all()
+    assert (entropy <= 1.0987).all()  # at most log 3: two tokens, and the one that is kept in whatever the filter
+
+
+def test_temperature_divides_the_logits():
+    logits = torch.tensor([[2.0, 1.0, 0.0]])
+    torch.testing.assert_close(warp(logits, SamplingConfig(temperature=0.5)), logits * 2)
+
+
+def test_top_k_keeps_exactly_k_even_on_ties():
+    kept = warp(torch.tensor([[1.0, 1.0, 1.0, 0.0]]), SamplingConfig(top_k=2))
+    assert torch.isfinite(kept).tolist() == [[True, True, False, False]]
+
+
+def test_top_p_keeps_the_fewest_tokens_that_hold_the_mass():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    for top_p, kept in ((0.5, 1), (0.6, 2), (0.8, 2), (0.81, 3), (0.01, 1), (0.96, 4)):
+        assert torch.isfinite(warp(logits, SamplingConfig(top_p=top_p))).sum() == kept, top_p
+
+
+def test_a_drawn_token_stays_in_whatever_the_filter():
+    warped = warp(torch.tensor([[3.0, 2.0, 1.0]]), SamplingConfig(top_k=1), keep=torch.tensor([2]))
+    assert torch.isfinite(warped).tolist() == [[True, False, True]]
+
+
+def test_eos_is_banned_before_the_minimum_length_only():
+    ban = eos_ban(torch.arange(4), 3, EOS, SamplingConfig(min_new_tokens=2))
+    assert ban is not None
+    assert ban.tolist() == [[False, True, False]] * 2 + [[False] * 3] * 2
+    assert eos_ban(torch.arange(4), 3, EOS, PLAIN) is None
+
+
+def test_minimum_length_changes_the_logprobs_of_early_steps_only(case):
+    hidden, _, weight = case
+    tokens = torch.full((3, 5), 4)
+    plain = token_logprobs(hidden, tokens, lambda h: h @ weight.T, PLAIN, EOS)
+    banned = token_logprobs(hidden, tokens, lambda h: h @ weight.T, SamplingConfig(min_new_tokens=2), EOS)
+    assert (banned[:, :2] > plain[:, :2]).all()  # EOS's mass goes to the others
+    torch.testing.assert_close(banned[:, 2:], plain[:, 2:])
+
+
+def test_half_precision_logits_are_normalised_in_float32(case):
+    hidden, tokens, weight = case
+    logprobs = token_logprobs(hidden, tokens, lambda h: (h @ weight.T).bfloat16(), PLAIN, EOS)
+    assert logprobs.dtype == torch.float32
+    exact = (hidden @ weight.T).bfloat16().double().log_softmax(-1).gather(2, tokens[..., None]).squeeze(-1)
+    torch.testing.assert_close(logprobs.double(), exact, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_rarlhf.errors import ModelError, RewardError
+from lightning_rarlhf.reward_models import CallableReward, ClassifierReward, checked_scores
+from tests.tiny_models import causal_lm, save_classifier, save_policy, save_tokenizer
+
+CPU = torch.device("cpu")
+PROMPTS = ["the film was", "a", "good food and", "the"]
+RESPONSES = [" very good", " bad film was not kind", "", " rude"]
+
+
+def length_reward(prompts, responses):
+    return [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def two_scores(prompts, responses):
+    return [1.0, 2.0]
+
+
+def nan_scores(prompts, responses):
+    return [float("nan")] + [0.0] * (len(responses) - 1)
+
+
+def a_string(prompts, responses):
+    return "0.5"
+
+
+def strings(prompts, responses):
+    return ["high"] * len(responses)
+
+
+def nothing(prompts, responses):
+    return None
+
+
+def loaded(folder, **settings) -> ClassifierReward:
+    reward = ClassifierReward(str(folder), **settings)
+    reward.load(CPU)
+    return reward
+
+
+def test_score_is_the_raw_logit_of_the_named_label(classifier_folder):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(classifier_folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(classifier_folder)
+    for column, label in enumerate(("toxic", "insult")):
+        scores = loaded(classifier_folder, label=label)(PROMPTS, RESPONSES)
+        for text, score in zip(map(str.__add__, PROMPTS, RESPONSES), scores, strict=True):
+            logit = model(**tokenizer(text, return_tensors="pt")).logits[0, column]
+            torch.testing.assert_close(score, logit.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_sign_turns_the_score_round(classifier_folder):
+    plus = loaded(classifier_folder, label="toxic")(PROMPTS, RESPONSES)
+    minus = loaded(classifier_folder, label="toxic", sign=-1)(PROMPTS, RESPONSES)
+    assert torch.equal(plus, -minus)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_micro_batches_change_nothing(classifier_folder, batch_size):
+    whole = loaded(classifier_folder, label="toxic")(PROMPTS, RESPONSES)
+    parts = loaded(classifier_folder, label="toxic", batch_size=batch_size)(PROMPTS, RESPONSES)
+    torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-5)
+
+
+def test_texts_longer_than_the_classifier_reads_are_cut(classifier_folder):
+    scores = loaded(classifier_folder, label="toxic")(["good " * 500], [""])
+    assert torch.isfinite(scores).all()
+
+
+def test_autocast_of_the_policy_does_not_reach_the_reward(classifier_folder):
+    reward = loaded(classifier_folder, label="toxic")
+    outside = reward(PROMPTS, RESPONSES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(reward(PROMPTS, RESPONSES), outside)
+
+
+def test_dtype_is_the_users(classifier_folder):
+    full, half = (loaded(classifier_folder, label="toxic", dtype=d)(PROMPTS, RESPONSES) for d in ("float32", "bfloat16"))
+    assert half.dtype == torch.float32
+    assert not torch.equal(full, half)
+    torch.testing.assert_close(full, half, atol=0.05, rtol=0.05)
+
+
+def test_a_single_label_needs_no_name(tmp_path):
+    assert loaded(save_classifier(tmp_path / "one", labels=("score",)))(PROMPTS, RESPONSES).shape == (4,)
+
+
+def test_a_decoder_classifier_without_pad_token_scores_batches_as_it_scores_single_texts(tmp_path):
+    from transformers import AutoModelForSequenceClassification, GPT2Config
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=17, n_embd=16, n_layer=1, n_head=2, n_positions=64, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    reward = loaded(tmp_path)
+    together = reward(PROMPTS, RESPONSES)
+    alone = torch.cat([reward([p], [r]) for p, r in zip(PROMPTS, RESPONSES, strict=True)])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
+
+
+def test_unknown_label_lists_the_labels(classifier_folder):
+    with pytest.raises(ModelError, match="has no label 'toxicity'; its labels are: toxic, insult"):
+        loaded(classifier_folder, label="toxicity")
+    with pytest.raises(ModelError, match=r"has 2 labels; set reward\.label to one of: toxic, insult"):
+        loaded(classifier_folder)
+
+
+def test_a_language_model_is_no_classifier(tmp_path):
+    causal_lm("gpt2").save_pretrained(save_policy(tmp_path / "lm"))
+    with pytest.raises(ModelError, match="no trained classification head"):
+        loaded(tmp_path / "lm", label="LABEL_0")
+
+
+def test_a_reward_must_be_loaded_first(classifier_folder):
+    with pytest.raises(RewardError, match="not loaded"):
+        ClassifierReward(str(classifier_folder), label="toxic")(PROMPTS, RESPONSES)
+
+
+@pytest.mark.parametrize("module", ["length_reward"])
+def test_any_function_is_a_reward(module):
+    scores = CallableReward(f"tests.test_reward_models.{module}")(PROMPTS, RESPONSES)
+    assert scores.tolist() == [22.0, 23.0, 13.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("two_scores", r"returned shape \[2\]; expected \[4\], one score per response"),
+        ("nan_scores", r"1 of 4 scores are not finite \(responses 0\)"),
+        ("a_string", "returned a string; expected 4 numbers"),
+        ("strings", "list that is no list of numbers"),
+        ("nothing", "NoneType that is no list of numbers"),
+    ],
+)
+def test_what_is_no_score_is_refused(name, message):
+    reward = CallableReward(f"tests.test_reward_models.{name}")
+    with pytest.raises(RewardError, match=message) as caught:
+        reward(PROMPTS, RESPONSES)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("length_reward", "expected an import path"),
+        ("no.such.module.reward", "cannot be imported"),
+        ("tests.test_reward_models.missing", "cannot be imported"),
+        ("tests.test_reward_models.PROMPTS", "is a list, not a callable"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused(path, message):
+    with pytest.raises(RewardError, match=message):
+        CallableReward(path)
+
+
+def test_scores_of_any_kind_of_number_are_taken():
+    import numpy as np
+
+    for scores in ([1, 2], (1.0, 2.0), np.array([1, 2]), torch.tensor([1.0, 2.0], requires_grad=True)):
+        assert checked_scores(scores, 2, "r").tolist() == [1.0, 2.0]

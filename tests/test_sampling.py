@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_rarlhf.config import PolicyConfig, SamplingConfig
+from lightning_rarlhf.data_types import PromptBatch
+from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.policy import load_actor_critic
+from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, finish_reasons, require_room, sample
+from lightning_rarlhf.tokenizer import load_tokenizer
+from tests.tiny_models import FAMILIES
+
+PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 3, 4]]
+
+
+def batch_of(prompts: list[list[int]], index: list[int] | None = None, extra_left: int = 0) -> PromptBatch:
+    width = max(map(len, prompts)) + extra_left
+    rows = len(prompts)
+    return PromptBatch(
+        input_ids=torch.tensor([[1] * (width - len(row)) + row for row in prompts]),
+        attention_mask=torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in prompts]),
+        index=torch.tensor(index or range(rows)),
+        prompts=("",) * rows,
+        labels=torch.full((rows,), -1),
+        source_scores=torch.full((rows,), torch.nan),
+    )
+
+
+class FixedDecoder:
+    """The same distribution at every step: counts calls, needs no model."""
+
+    def __init__(self, probabilities: list[float]) -> None:
+        self.logits = torch.tensor(probabilities).log()
+        self.calls = 0
+
+    def start(self, input_ids, attention_mask):
+        self.calls += 1
+        return self.logits.repeat(len(input_ids), 1)
+
+    def advance(self, tokens, attention_mask):
+        self.calls += 1
+        return self.logits.repeat(len(tokens), 1)
+
+
+class Tokens:
+    """Stands for a tokenizer where only ids matter."""
+
+    pad_token_id = 1
+
+    def batch_decode(self, rows, **_):
+        return [" ".join(map(str, row)) for row in rows]
+
+
+EOS = torch.tensor([1])
+SEED = SamplingSeed(base=5)
+
+
+def draw(probabilities, rows=4, **sampling):
+    decoder = FixedDecoder(probabilities)
+    samples = sample(decoder, batch_of([[3]] * rows), SamplingConfig(**sampling), SEED, Tokens(), EOS)
+    return samples, decoder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestEveryFamily:
+    def test_the_cached_loop_draws_from_the_plain_models_distribution(self, policy_folders, family):
+        """Redraw every token from the model's own uncached logits with the same random numbers."""
+        tokenizer = load_tokenizer(str(policy_folders[family]))
+        actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folders[family])), tokenizer)
+        sampling = SamplingConfig(max_new_tokens=12)
+        samples = sample(CachedDecoder(actor), batch_of(PROMPTS), sampling, SEED, tokenizer, actor.eos_token_ids)
+        uniforms = SEED.uniforms(torch.arange(3), 12)
+        for row, prompt in enumerate(PROMPTS):
+            text = list(prompt)
+            for step in range(int(samples.lengths[row])):
+                probabilities = actor.lm(torch.tensor([text])).logits[0, -1].softmax(-1)
+                token = int((probabilities.cumsum(0) <= uniforms[row, step]).sum())
+                assert samples.sequences[row, 5 + step] == token
+                text.append(token)
+
+    def test_neither_padding_nor_neighbours_change_a_response(self, policy_folders, family):
+        tokenizer = load_tokenizer(str(policy_folders[family]))
+        actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folders[family])), tokenizer)
+
+        def responses(batch):
+            sampling = SamplingConfig(max_new_tokens=10)
+            return sample(CachedDecoder(actor), batch, sampling, SEED, tokenizer, actor.eos_token_ids).responses
+
+        together = responses(batch_of(PROMPTS))
+        assert responses(batch_of(PROMPTS, extra_left=4)) == together
+        assert responses(batch_of(PROMPTS[::-1], index=[2, 1, 0])) == together[::-1]
+        assert tuple(responses(batch_of([row], index=[n]))[0] for n, row in enumerate(PROMPTS)) == together
+
+
+def test_responses_follow_the_distribution():
+    samples, _ = draw([0.5, 0.0, 0.3, 0.2], rows=400, max_new_tokens=50)
+    tokens = samples.sequences[:, 1:]
+    shares = torch.bincount(tokens.flatten(), minlength=4) / tokens.numel()
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.0, 0.3, 0.2]), atol=0.012, rtol=0)
+
+
+def test_a_token_of_probability_zero_is_never_drawn_even_at_the_edges():
+    class Edges(SamplingSeed):
+        def uniforms(self, index, width):
+            return torch.tensor([[0.0], [1 - 2**-24]])
+
+    decoder = FixedDecoder([0.0, 0.0, 0.7, 0.3, 0.0])
+    samples = sample(decoder, batch_of([[3], [3]]), SamplingConfig(max_new_tokens=1), Edges(base=0), Tokens(), EOS)
+    assert samples.sequences[:, 1].tolist() == [2, 3]
+
+
+def test_the_first_end_of_text_counts_and_nothing_after_it():
+    samples, _ = draw([0.0, 0.5, 0.5], rows=50, max_new_tokens=8)
+    for tokens, mask in zip(samples.sequences[:, 1:].tolist(), samples.response_mask.tolist(), strict=True):
+        length = tokens.index(1) + 1 if 1 in tokens else len(tokens)
+        assert mask == [True] * length + [False] * (len(tokens) - length)
+        assert set(tokens[length:]) <= {1}  # pad
+
+
+def test_the_loop_ends_with_its_last_row():
+    samples, decoder = draw([0.0, 1.0, 0.0], max_new_tokens=20)
+    assert decoder.calls == 1
+    assert samples.response_mask.shape == (4, 1)
+
+
+def test_the_last_token_costs_no_further_pass():
+    _, decoder = draw([1.0, 0.0], max_new_tokens=7)
+    assert decoder.calls == 7
+
+
+def test_minimum_length_is_of_new_tokens():
+    samples, _ = draw([0.1, 0.9], rows=20, max_new_tokens=6, min_new_tokens=3)
+    assert (samples.lengths >= 4).all()  # three tokens, then the end
+    assert (samples.lengths == 4).any()
+
+
+def test_top_k_and_temperature_reach_the_draw():
+    samples, _ = draw([0.4, 0.0, 0.35, 0.25], rows=50, max_new_tokens=10, top_k=2)
+    assert set(samples.sequences[:, 1:].flatten().tolist()) == {0, 2}
+    cold, _ = draw([0.4, 0.0, 0.35, 0.25], rows=50, max_new_tokens=10, temperature=0.01)
+    assert set(cold.sequences[:, 1:].flatten().tolist()) == {0}
+
+
+def test_seed_iteration_and_draw_each_matter():
+    index = torch.arange(2)
+    seeds = [SamplingSeed(base=1), SamplingSeed(base=2), SamplingSeed(base=1, iteration=1), SamplingSeed(base=1, draw=1)]
+    rows = {tuple(seed.uniforms(index, 4).flatten().tolist()) for seed in seeds}
+    assert len(rows) == 4
+    assert torch.equal(seeds[0].uniforms(index, 4), SamplingSeed(base=1).uniforms(index, 4))
+    assert torch.equal(seeds[0].uniforms(index, 4), seeds[0].uniforms(index, 9)[:, :4])  # a prefix, whatever the length
+
+
+def test_finish_reasons_tell_a_cut_response_from_one_that_ended():
+    samples, _ = draw([0.6, 0.4], rows=30, max_new_tokens=2)
+    expected = ["stop" if 1 in row else "length" for row in samples.sequences[:, 1:].tolist()]
+    assert list(finish_reasons(samples, EOS)) == expected
+    assert {"stop", "length"} == set(expected)
+
+
+def test_responses_are_decoded_without_the_end_of_text_token(policy_folder):
+    tokenizer = load_tokenizer(str(policy_folder))
+    decoder = FixedDecoder([0.0, 0.3, 0.0, 0.4, 0.3])
+    samples = sample(decoder, batch_of([[3]] * 9), SamplingConfig(max_new_tokens=6), SEED, tokenizer, EOS)
+    assert not any("<eos>" in response for response in samples.responses)
+    assert any(samples.response_mask.sum(1) < 6)
+
+
+def test_prompt_and_response_must_fit_the_context():
+    require_room(64, 32, SamplingConfig(max_new_tokens=32))
+    require_room(None, 10**6, SamplingConfig())
+    with pytest.raises(ModelError, match=r"33 prompt tokens \+ max_new_tokens=32 .* 64 tokens"):
+        require_room(64, 33, SamplingConfig(max_new_tokens=32))
