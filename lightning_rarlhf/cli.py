@@ -11,6 +11,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from callbacks.run_checkpoint import RunCheckpoint
 from lightning_rarlhf.cli_errors import condense
+from lightning_rarlhf.quiet import quiet
 
 _USAGE = "train.py {name} --config FILE [--config OVERLAY] [--model.KEY VALUE] [--data.KEY VALUE] [--trainer.KEY VALUE]"
 
@@ -32,6 +33,7 @@ class TrainCLI(LightningCLI):
     """
 
     def __init__(self, model: type[LightningModule], data: type[LightningDataModule], args: ArgsType = None) -> None:
+        quiet()
         super().__init__(
             model,
             data,

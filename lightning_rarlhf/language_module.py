@@ -233,6 +233,10 @@ class LanguageModule(pl.LightningModule):
 
 
 def _require_precision(precision: str) -> None:
-    """Refuse float16 training: probabilities overflow in it (a NaN at the second step, measured)."""
-    if precision.startswith("16"):
-        raise UserError(f"trainer.precision={precision}: float16 gives NaN probabilities here; use bf16-mixed or 32-true")
+    """Refuse what rounds the wrong things: float16 overflows in sampling, and bf16-true rounds every buffer."""
+    if precision in ("32-true", "bf16-mixed"):
+        return
+    raise UserError(
+        f"trainer.precision={precision}: expected 32-true or bf16-mixed; for weights in bfloat16 set "
+        "model.policy.dtype: bfloat16 and keep 32-true"
+    )

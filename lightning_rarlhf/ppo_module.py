@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
 
 
+_PROGRESS_BAR = {
+    "score": "objective/score_mean",
+    "tail": "risk/tail_score_mean",
+    "KL": "objective/kl",
+    "α′": "risk/level",
+}
+
+
 class RiskAversePPOModule(LanguageModule):
     """PPO on the tail of each batch of episodes.
 
@@ -120,13 +128,11 @@ class RiskAversePPOModule(LanguageModule):
         self, rollout: Rollout, tail: TailReport, stats: PPOStats, kl_coef: float, seconds: dict[str, float]
     ) -> None:
         """Write the iteration's curves; the x-axis counts iterations."""
-        shown = {
+        curves = {
             "objective/score_mean": rollout.scores.mean(),
-            "risk/tail_score_mean": tail.score_mean,
             "objective/kl": rollout.kl.mean(),
             "risk/level": self.risk_level,
-        }
-        curves = {
+            "risk/tail_score_mean": tail.score_mean,
             "objective/score_std": rollout.scores.std(),
             "objective/return_mean": tail.return_mean,
             "objective/kl_coef": kl_coef,
@@ -138,8 +144,9 @@ class RiskAversePPOModule(LanguageModule):
             **{f"ppo/{name}": value for name, value in vars(stats).items()},
             **{f"time/{name}": value for name, value in seconds.items()},
         }
-        self.log_dict(shown, prog_bar=True, on_step=True, batch_size=len(rollout))
         self.log_dict(curves, on_step=True, batch_size=len(rollout))
+        shown = {name: float(curves[key]) for name, key in _PROGRESS_BAR.items()}
+        self.log_dict(shown, on_step=True, prog_bar=True, logger=False, batch_size=len(rollout))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the controller's state as Python floats: a buffer would be rounded under bf16-true."""

@@ -1,0 +1,28 @@
+"""Silences remarks of the libraries that a user of this project can do nothing about."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_REMARKS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # dropout is off on purpose
+    r"The '\w+' does not have many workers",  # batches are read from memory
+    r"Checkpoint directory .* exists and is not empty",  # a resumed run writes where it wrote
+    r"Experiment logs directory .* exists and is not empty",
+    r"Trainer will use only 1 of \d+ GPUs",
+)
+
+
+def quiet() -> None:
+    """Install the filters; what warns of a real problem still shows."""
+    for remark in _REMARKS:
+        warnings.filterwarnings("ignore", message=remark)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_no_tips)
+
+
+def _no_tips(record: logging.LogRecord) -> bool:
+    """Drop Lightning's advertisements."""
+    return "💡" not in record.getMessage()

@@ -1,0 +1,289 @@
+"""The module through a real Trainer, on a tiny policy and a reward that counts words."""
+
+from __future__ import annotations
+
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+
+from callbacks import RiskSchedule
+from lightning_rarlhf.config import EvaluationConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
+from lightning_rarlhf.data_types import PromptBatch
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.ppo_module import RiskAversePPOModule
+from lightning_rarlhf.reward_models import CallableReward
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*treespec.*:FutureWarning",
+    "ignore:.*treespec.*:DeprecationWarning",
+    "ignore:Found .* in eval mode",
+    "ignore:.*does not have many workers",
+)
+
+
+def goodness(prompts, responses):
+    """+1 for each good or kind, −1 for each bad or rude, a little for length so that scores rarely tie."""
+    worth = {"good": 1.0, "kind": 1.0, "bad": -1.0, "rude": -1.0}
+    return [sum(worth.get(word, 0.01) for word in response.split()) for response in responses]
+
+
+class Prompts(pl.LightningDataModule):
+    """The same few prompts, again and again."""
+
+    def __init__(self, batch_size: int = 8, batches: int = 6) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.batches = batches
+
+    def train_dataloader(self):
+        return loader([prompt_batch(self.batch_size, first=100 * number) for number in range(self.batches)])
+
+    def val_dataloader(self):
+        return loader([prompt_batch(self.batch_size, first=10_000)])
+
+    def identity(self):
+        return {"class": "Prompts"}
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+def loader(batches: list[PromptBatch]) -> DataLoader:
+    return DataLoader(batches, batch_size=None)
+
+
+def prompt_batch(rows: int, first: int = 0) -> PromptBatch:
+    ids = torch.tensor([[3 + row % 5, 6 + row % 7] for row in range(rows)])
+    return PromptBatch(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids, dtype=torch.bool),
+        index=torch.arange(first, first + rows),
+        prompts=tuple(f"p{row}" for row in range(rows)),
+        labels=torch.arange(rows) % 2,
+        source_scores=torch.full((rows,), torch.nan),
+    )
+
+
+class Watch(Callback):
+    """Keeps what each iteration returned and logged."""
+
+    def __init__(self) -> None:
+        self.outputs: list[dict] = []
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.outputs.append(outputs)
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def module_of(folder, reward="goodness", lr=1e-3, **settings) -> RiskAversePPOModule:
+    settings.setdefault("sampling", SamplingConfig(max_new_tokens=6))
+    return RiskAversePPOModule(
+        policy=PolicyConfig(pretrained=str(folder)),
+        reward=CallableReward(f"{__name__}.{reward}"),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=lr),
+        **settings,
+    )
+
+
+def fit(module, tmp_path, *callbacks, batch_size=8, batches=6, **trainer):
+    watch = Watch()
+    torch.manual_seed(0)
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        callbacks=[watch, *callbacks],
+        **trainer,
+    )
+    trainer.fit(module, datamodule=Prompts(batch_size, batches))
+    return watch, trainer
+
+
+def test_an_iteration_is_one_global_step_whatever_the_epochs(policy_folder, tmp_path):
+    module = module_of(policy_folder, ppo=PPOConfig(epochs=3, minibatch_size=3))
+    _, trainer = fit(module, tmp_path, max_steps=4)
+    assert trainer.global_step == 4
+    (optimizer,) = trainer.optimizers
+    assert {int(state["step"]) for state in optimizer.state.values()} == {4 * 3 * 3}
+
+
+def test_at_iteration_0_kl_to_the_reference_is_0_and_the_first_ratio_is_1(policy_folder, tmp_path):
+    watch, _ = fit(module_of(policy_folder, ppo=PPOConfig(epochs=1)), tmp_path, batches=1)
+    rollout, stats = watch.outputs[0]["rollout"], watch.outputs[0]["stats"]
+    assert rollout.kl.abs().max() == 0
+    assert stats.ratio_mean == pytest.approx(1, abs=1e-6)
+    assert stats.clip_fraction == 0
+    assert stats.approx_kl < 1e-12
+
+
+def test_later_epochs_move_the_ratio(policy_folder, tmp_path):
+    watch, _ = fit(module_of(policy_folder, ppo=PPOConfig(epochs=4)), tmp_path, batches=1)
+    assert watch.outputs[0]["stats"].approx_kl > 1e-7
+
+
+def test_without_the_schedule_every_episode_is_kept(policy_folder, tmp_path):
+    watch, _ = fit(module_of(policy_folder), tmp_path)
+    assert {entry["risk/tail_size"] for entry in watch.logged} == {8.0}
+    assert {entry["risk/level"] for entry in watch.logged} == {1.0}
+
+
+def test_a_schedule_at_risk_level_1_changes_nothing(policy_folder, tmp_path):
+    plain, _ = fit(module_of(policy_folder), tmp_path)
+    scheduled, _ = fit(module_of(policy_folder), tmp_path, RiskSchedule(risk_level=1.0, warmup=0, rho=0.5))
+    assert [without_times(entry) for entry in plain.logged] == [without_times(entry) for entry in scheduled.logged]
+
+
+def without_times(entry: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in entry.items() if not name.startswith("time/")}
+
+
+def test_the_schedule_shrinks_the_tail_to_alpha(policy_folder, tmp_path):
+    watch, _ = fit(module_of(policy_folder), tmp_path, RiskSchedule(risk_level=0.25, warmup=1, rho=0.6))
+    sizes = [entry["risk/tail_size"] for entry in watch.logged]
+    assert sizes == [8, 8, 6, 4, 2, 2]  # K = .75 / (⌈.6·6⌉ − 1) = .25 an iteration from m = 1 on
+    for output, size in zip(watch.outputs, sizes, strict=True):
+        assert len(output["kept"]) == size
+    last = watch.outputs[-1]
+    returns = last["rollout"].scores - watch.logged[-1]["objective/kl_coef"] * last["rollout"].kl
+    assert sorted(last["kept"].tolist()) == sorted(returns.argsort()[:2].tolist())
+
+
+def test_only_kept_rows_reach_the_update(policy_folder, tmp_path):
+    """Change the scores of dropped rows: nothing of the update may move."""
+    weights = []
+    for reward in ("goodness", "goodness_dropped_changed"):
+        module = module_of(policy_folder, reward=reward)
+        module.risk_level = 0.5
+        fit(module, tmp_path, batches=1)
+        weights.append(torch.cat([p.detach().flatten() for p in module.actor.parameters()]))
+    assert torch.equal(*weights)
+
+
+def goodness_dropped_changed(prompts, responses):
+    scores = goodness(prompts, responses)
+    best = sorted(range(len(scores)), key=scores.__getitem__)[len(scores) // 2 + 1 :]
+    return [score + 50 if row in best else score for row, score in enumerate(scores)]
+
+
+def test_every_curve_is_logged_and_finite(policy_folder, tmp_path):
+    watch, _ = fit(module_of(policy_folder), tmp_path, RiskSchedule(risk_level=0.5, warmup=1, rho=0.6))
+    expected = {
+        *(f"objective/{n}" for n in ("score_mean", "score_std", "return_mean", "kl", "kl_coef", "entropy")),
+        *(f"risk/{n}" for n in ("level", "tail_size", "var", "cvar", "tail_score_mean")),
+        *(f"ppo/{n}" for n in ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "ratio_mean")),
+        *(f"ppo/{n}" for n in ("explained_variance", "grad_norm")),
+        "tokens/response_length_mean",
+        *(f"time/{n}" for n in ("rollout", "score", "update", "iteration")),
+    }
+    for entry in watch.logged:
+        assert expected <= entry.keys()
+        assert all(math.isfinite(entry[name]) for name in expected)
+    entry = watch.logged[-1]
+    assert entry["time/iteration"] == pytest.approx(entry["time/rollout"] + entry["time/score"] + entry["time/update"])
+
+
+def test_the_kl_coefficient_follows_the_kept_episodes(policy_folder, tmp_path):
+    watch, _ = fit(module_of(policy_folder, kl=KLConfig(target=0.001, horizon=8)), tmp_path, batches=3)
+    coefficients = [entry["objective/kl_coef"] for entry in watch.logged]
+    assert coefficients[:2] == pytest.approx([0.2, 0.16])  # KL 0 at first: e = −.2, K = 8/8
+    observed = watch.outputs[1]["rollout"].kl.mean().item()
+    assert coefficients[2] == pytest.approx(0.16 * (1 + max(-0.2, min(0.2, observed / 0.001 - 1))), rel=1e-5)
+
+
+def test_a_fixed_coefficient_stays(policy_folder, tmp_path):
+    watch, _ = fit(module_of(policy_folder, kl=KLConfig(adaptive=False, init_kl_coef=0.7)), tmp_path)
+    assert [entry["objective/kl_coef"] for entry in watch.logged] == pytest.approx([0.7] * 6)
+
+
+def test_gradient_norm_is_clipped_when_asked(policy_folder, tmp_path):
+    def largest_step(limit):
+        module = module_of(policy_folder, ppo=PPOConfig(epochs=1, max_grad_norm=limit))
+        module.make_optimizer = lambda parameters: torch.optim.SGD(parameters, lr=1.0)
+        before = None
+
+        class Before(Callback):
+            def on_train_start(self, trainer, pl_module):
+                nonlocal before
+                before = torch.cat([p.detach().flatten() for p in pl_module.actor.parameters()]).clone()
+
+        watch, _ = fit(module, tmp_path, Before(), batches=1)
+        after = torch.cat([p.detach().flatten() for p in module.actor.parameters()])
+        return (after - before).norm().item(), watch.outputs[0]["stats"].grad_norm
+
+    step, norm = largest_step(1e-3)
+    assert step == pytest.approx(1e-3, rel=1e-2)
+    assert norm > 1e-2  # what is logged is the norm before clipping
+    assert largest_step(None)[0] == pytest.approx(norm, rel=1e-3)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(policy_folder, tmp_path, monkeypatch):
+    runs = []
+    for seed in ("3", "3", "4"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        watch, _ = fit(module_of(policy_folder), tmp_path, batches=2)
+        runs.append([without_times(entry) for entry in watch.logged])
+    assert runs[0] == runs[1]
+    assert runs[0][0]["objective/score_mean"] != runs[2][0]["objective/score_mean"]
+
+
+@pytest.mark.parametrize("family", ["gptj", "llama", "qwen2"])
+def test_other_families_train(policy_folders, family, tmp_path):
+    watch, _ = fit(module_of(policy_folders[family]), tmp_path, RiskSchedule(risk_level=0.5, warmup=1, rho=0.6))
+    assert watch.logged[0]["objective/kl"] == 0
+    assert watch.logged[-1]["objective/kl"] != 0
+
+
+def test_the_reference_stays_as_it_was_and_out_of_the_checkpoint(policy_folder, tmp_path):
+    module = module_of(policy_folder)
+    fit(module, tmp_path)
+    names = module.state_dict().keys()
+    assert all(name.startswith("actor.") for name in names)
+    trained = module.actor.lm.get_output_embeddings().weight
+    frozen = module.reference.model.lm.get_output_embeddings().weight
+    assert not frozen.requires_grad
+    assert not torch.equal(trained, frozen)
+
+
+def test_a_trivial_task_is_learned_and_the_tail_with_it(policy_folder, tmp_path):
+    module = module_of(policy_folder, lr=5e-3, kl=KLConfig(init_kl_coef=0.02, adaptive=False))
+    watch, _ = fit(module, tmp_path, RiskSchedule(risk_level=0.25, warmup=5, rho=0.6), batch_size=32, batches=40)
+    first = torch.cat([output["rollout"].scores for output in watch.outputs[:5]])
+    last = torch.cat([output["rollout"].scores for output in watch.outputs[-5:]])
+    assert last.mean() > first.mean() + 1
+    assert last.sort().values[:16].mean() > first.sort().values[:16].mean() + 0.5  # CVaR at 10 %
+
+
+def test_validation_uses_the_same_prompts_and_random_numbers_each_time(policy_folder, tmp_path):
+    module = module_of(policy_folder, evaluation=EvaluationConfig(tail_levels=(0.25, 1.0)))
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    first, second = (trainer.validate(module, datamodule=Prompts(), verbose=False)[0] for _ in range(2))
+    assert first == second
+    assert first["val/cvar_100"] == pytest.approx(first["val/score_mean"])
+    assert first["val/cvar_25"] < first["val/score_mean"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"), [("16-true", "bf16-mixed"), ("bf16-true", r"policy\.dtype: bfloat16"), ("64-true", "32-true")]
+)
+def test_other_precisions_are_refused_with_the_alternative(policy_folder, tmp_path, precision, remedy):
+    with pytest.raises(UserError, match=remedy):
+        fit(module_of(policy_folder), tmp_path, precision=precision)
+
+
+def test_bf16_mixed_trains_with_ratio_1_at_the_start(policy_folder, tmp_path):
+    module = module_of(policy_folder, ppo=PPOConfig(epochs=1))
+    watch, _ = fit(module, tmp_path, batches=2, precision="bf16-mixed")
+    assert watch.outputs[0]["stats"].ratio_mean == pytest.approx(1, abs=1e-6)
+    assert {p.dtype for p in module.actor.parameters()} == {torch.float32}
