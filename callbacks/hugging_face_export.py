@@ -15,7 +15,7 @@ from lightning_rarlhf.language_module import LanguageModule
 
 
 class HuggingFaceExport(Callback):
-    """Writes ``<run>/huggingface`` (final weights) and ``<run>/huggingface-best`` (best checkpoint, if one is monitored).
+    """Writes ``<run>/huggingface`` (final weights) and ``<run>/huggingface-best`` (best one, if monitored).
 
     Each folder has the model, the tokenizer and the value head, and counts as written only after it was loaded again
     and continued prompts with the same greedy tokens.
@@ -45,7 +45,9 @@ class HuggingFaceExport(Callback):
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         prefix = "actor."
         try:
-            module.actor.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+            module.actor.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            )
             export_policy(module.actor, module.tokenizer, folder)
         finally:
             module.actor.load_state_dict(final)

@@ -35,9 +35,10 @@ class RiskSchedule(Callback):
             raise ScheduleError(f"rho: got {rho}, expected ρ in (0, 1]")
         if warmup < 0:
             raise ScheduleError(f"warmup: got {warmup}, expected n ≥ 0 iterations")
-        self.risk_level = risk_level
-        self.warmup = warmup
-        self.rho = rho
+        # plain numbers: the command line's restricted types cannot be read back from a checkpoint
+        self.risk_level = float(risk_level)
+        self.warmup = int(warmup)
+        self.rho = float(rho)
         self.total: int | None = None
 
     def level(self, iteration: int) -> float:
@@ -78,21 +79,24 @@ class RiskSchedule(Callback):
         self.total = state_dict["total"]
         for name in ("risk_level", "warmup", "rho"):
             if getattr(self, name) != state_dict[name]:
-                rank_zero_info(f"RiskSchedule: {name} is now {getattr(self, name)}; the checkpoint's was {state_dict[name]}")
+                rank_zero_info(
+                    f"RiskSchedule: {name} is now {getattr(self, name)}; the checkpoint's was {state_dict[name]}"
+                )
 
     def _check(self, total: int, batch_size: int) -> None:
         end = math.ceil(round(self.rho * total, 9))
         if batch_size * self.risk_level < 1:
             raise ScheduleError(
                 f"the tail would be less than one episode: α·B = {self.risk_level}·{batch_size} = "
-                f"{batch_size * self.risk_level:g}; raise risk_level or batch_size to at least 1/α = {math.ceil(1 / self.risk_level)}"
+                f"{batch_size * self.risk_level:g}; raise risk_level, or batch_size to at least 1/α = "
+                f"{math.ceil(1 / self.risk_level)}"
             )
         if self.risk_level == 1:
             return
         if self.warmup >= end:
             raise ScheduleError(
-                f"warmup n={self.warmup} is not before ⌈ρM⌉ = ⌈{self.rho}·{total}⌉ = {end}: nothing is left to anneal in; "
-                "lower warmup, or train longer"
+                f"warmup n={self.warmup} is not before ⌈ρM⌉ = ⌈{self.rho}·{total}⌉ = {end}: nothing is left to anneal "
+                "in; lower warmup, or train longer"
             )
         if end >= total:
             raise ScheduleError(
@@ -111,8 +115,8 @@ class RiskSchedule(Callback):
         steps = ", ".join(f"m={m}: {sizes[m]}" for m in shown)
         kept = sum(sizes) / (batch_size * self.total)
         return (
-            f"risk schedule over M={self.total} iterations of B={batch_size} episodes (α={self.risk_level}, n={self.warmup}, "
-            f"ρ={self.rho}): episodes kept at {steps}; {kept:.1%} of all episodes are learned from"
+            f"risk schedule over M={self.total} iterations of B={batch_size} episodes (α={self.risk_level}, "
+            f"n={self.warmup}, ρ={self.rho}): episodes kept at {steps}; {kept:.1%} of all episodes are learned from"
         )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in units of iterations: the last state now and then and at the end, the best ones by a monitored metric."""
+"""Checkpoints in units of iterations: the last state now and then and at the end, the best by a monitored metric."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """``last.ckpt`` every few iterations and at the end of the fit; ``best-…ckpt`` after validations that beat the others.
+    """``last.ckpt`` every few iterations and at the end; ``best-…ckpt`` after validations that beat the others.
 
     Lightning's own checkpoint callback saves either by steps or by a monitored metric; a run needs both.
     """
@@ -48,16 +48,20 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write ``last.ckpt`` if it is due."""
-        if trainer.global_step % self.every_n_iterations == 0:
+        """Write ``last.ckpt`` if it is due, or if this is the run's last iteration.
+
+        A checkpoint written later, when the epoch has ended, could not be trained further than this epoch.
+        """
+        last = trainer.global_step >= trainer.estimated_stepping_batches
+        if last or trainer.global_step % self.every_n_iterations == 0:
             self._write_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the final state, whatever the interval."""
+        """Write the final state of a fit that was stopped early."""
         self._write_last(trainer)
 
     def _write_last(self, trainer: pl.Trainer) -> None:
-        if trainer.fast_dev_run or trainer.global_step == self._last_written_at:
+        if getattr(trainer, "fast_dev_run", False) or trainer.global_step == self._last_written_at:
             return
         self._last_written_at = trainer.global_step
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

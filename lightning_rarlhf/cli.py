@@ -44,7 +44,9 @@ class TrainCLI(LightningCLI):
             load_from_checkpoint_support=False,
             save_config_kwargs={"overwrite": True},
             parser_class=OneLineParser,
-            parser_kwargs={name: {"usage": _USAGE.format(name=name)} for name in ("fit", "validate", "test", "predict")},
+            parser_kwargs={
+                name: {"usage": _USAGE.format(name=name)} for name in ("fit", "validate", "test", "predict")
+            },
             trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "num_sanity_val_steps": 0},
             args=args,
         )

@@ -20,7 +20,14 @@ _UNKNOWN = re.compile(
 )
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _PARSER_KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
-_NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "Problem with given class_path", "Expected a path but")
+_NOISE = (
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Problem with given class_path",
+    "Expected a path but",
+)
 
 
 def condense(message: str, parser: LightningArgumentParser) -> str:

@@ -7,14 +7,24 @@ authors' public code where it differs from the paper says so.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    restricted_number_type,
+)
 
 from lightning_rarlhf.errors import UserError
 
-Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)], docstring="float in (0, 1]")
-"""A share that cannot be empty: risk level α, ρ, top-p."""
+if TYPE_CHECKING:
+    Fraction = float
+else:
+    Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)], docstring="float in (0, 1]")
+    """A share that cannot be empty: risk level α, ρ, top-p."""
 
 DType = Literal["float32", "bfloat16", "float16"]
 RankBy = Literal["return", "lambda_return", "score"]
@@ -31,7 +41,8 @@ class PolicyConfig:
     revision: str | None = None
     """commit, tag or branch on the hub; none = its main branch"""
     dtype: DType = "float32"
-    """of the weights, whatever the checkpoint's own; keep float32 for a fully trained policy (steps of 1e-5 vanish in bfloat16)"""
+    """of the weights, whatever the checkpoint's own; keep float32 for a fully trained policy, as steps of
+    1e-5 vanish in bfloat16"""
     gradient_checkpointing: bool = False
     """recompute the trunk's activations in the backward pass: less memory, about a third more time"""
     attn_implementation: str | None = None
@@ -104,8 +115,8 @@ class KLConfig:
     horizon: PositiveInt = 10_000
     """episodes over which β can move by a factor of e^0.2: K_β = batch / horizon"""
     observe: ControllerKL = "kept_mean"
-    """KL that the controller sees: mean over the kept episodes (paper), mean over all, or sum over the kept divided by B
-    (authors' code)"""
+    """KL that the controller sees: mean over the kept episodes (paper), mean over all, or sum over the kept divided
+    by B (authors' code)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +124,7 @@ class EvaluationConfig:
     """How validation, test and predict sample and what they report."""
 
     seed: NonNegativeInt = 0
-    """of the responses; leave it alone across runs that are to be compared: equal prompts then get equal random numbers"""
+    """of the responses; leave it alone across runs that are compared: equal prompts then get equal random numbers"""
     tail_thresholds: tuple[float, ...] = ()
     """tail reward = mean score of the prompts whose own score is at most this (paper: -2.5 IMDB, 5 Jigsaw and RTP)"""
     tail_levels: tuple[Fraction, ...] = (0.01, 0.05, 0.1, 0.2)

@@ -1,7 +1,7 @@
 """The two files that every method's `test` writes: ``generations.jsonl``, and ``results.json`` computed from it.
 
-Generations are streamed to disk, one JSON object a line, and renamed into place when complete; the results are then read
-off the finished file. Neither file is ever half-written. Documented in docs/results.md.
+Generations are streamed to disk, one JSON object a line, and renamed into place when complete; the results are then
+read off the finished file. Neither file is ever half-written. Documented in docs/results.md.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def read_columns(generations: Path) -> dict[str, NDArray[np.float64]]:
                 yield (*numbers, row["finish_reason"] == "stop")
 
     names = ("index", "label", "prompt_score", "score", "kl", "tokens", "stopped")
-    table = np.fromiter(rows(), dtype=np.dtype((np.float64, len(names))))
-    return {name: table[:, number] for number, name in enumerate(names)}
+    table: NDArray[np.float64] = np.fromiter(rows(), dtype=np.dtype((np.float64, len(names)))).view(np.float64)
+    return dict(zip(names, table.reshape(-1, len(names)).T, strict=True))
 
 
 def write_results(
@@ -140,7 +140,7 @@ def write_results(
         "generations_sha256": _sha256(generations),
         "evaluation": asdict(config),
         **identity,
-        "metrics": {name: asdict(interval) for name, interval in metrics.items()},
+        "metrics": {name: _as_json(interval) for name, interval in metrics.items()},
     }
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
@@ -158,12 +158,23 @@ def print_table(metrics: dict[str, Interval], title: str, config: EvaluationConf
     for heading in ("estimate", f"{100 * config.confidence:g} % interval", "n"):
         table.add_column(heading, justify="right")
     for name, interval in metrics.items():
-        table.add_row(name, f"{interval.estimate:.3f}", f"{interval.low:.3f} to {interval.high:.3f}", str(interval.n))
+        table.add_row(name, f"{interval.estimate:.3f}", _ends(interval), str(interval.n))
     Console().print(table)
 
 
+def _ends(interval: Interval) -> str:
+    if math.isinf(interval.low) and math.isinf(interval.high):
+        return "too few prompts"
+    return f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def _as_json(interval: Interval) -> dict[str, Any]:
+    """An end that the data cannot tell (±inf) is null."""
+    return {**asdict(interval), "low": _finite(interval.low), "high": _finite(interval.high)}
+
+
 def _finite(value: float) -> float | None:
-    """JSON has no NaN: a score that is unknown is null."""
+    """JSON has neither NaN nor infinity: what is unknown is null."""
     return value if math.isfinite(value) else None
 
 

@@ -45,10 +45,12 @@ def export_policy(actor: ActorCritic, tokenizer: PreTrainedTokenizerBase, folder
 def _require_same_answers(lm: PreTrainedModel, copy: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    reloaded = AutoModelForCausalLM.from_pretrained(copy, dtype=lm.dtype, attn_implementation=lm.config._attn_implementation)
+    reloaded = AutoModelForCausalLM.from_pretrained(
+        copy, dtype=lm.dtype, attn_implementation=lm.config._attn_implementation
+    )
     prompts = _prompts(int(lm.config.get_text_config().vocab_size)).to(lm.device)
     expected = _greedy(lm, prompts)
-    got = _greedy(reloaded.to(lm.device).eval(), prompts)
+    got = _greedy(reloaded.eval().to(device=lm.device), prompts)
     if not torch.equal(expected, got):
         differing = int((expected != got).any(dim=1).sum())
         raise ModelError(

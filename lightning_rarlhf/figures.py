@@ -107,11 +107,10 @@ def _compose(samples: dict[str, Scores], title: str, subtitle: str, unit: str, a
     curves = figure.add_subplot(grid[:, 1])
 
     edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins=_BINS)
-    tallest = max(_shares(values, edges).max() for values in samples.values())
     for axes, (name, values), colour in zip(rows, samples.items(), PALETTE, strict=False):
         marks = {"v": cvar_interval(values, alpha), "D": mean_interval(values)}
         _draw_histogram(axes, values, edges, alpha, colour)
-        _mark_histogram(axes, marks, tallest, colour)
+        _mark_histogram(axes, marks, _shares(values, edges).max(), colour)
         axes.set_title(name, loc="right", y=0.72, fontsize=11, weight="bold", color=colour)
         curves.plot(np.arange(1, 101), worst_share_means(values), color=colour, linewidth=2, label=name)
         _mark_curve(curves, marks, alpha, colour)

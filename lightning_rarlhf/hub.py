@@ -26,7 +26,9 @@ def require_model(name: str, revision: str | None = None) -> None:
         raise ModelError(f"{name}: no such folder; give a folder written by save_pretrained, or a hub id")
     reason = _unreachable(name, "model", "config.json", revision)
     if reason:
-        raise ModelError(f"model {name!r}: {reason}; give a reachable hub id or a local folder written by save_pretrained")
+        raise ModelError(
+            f"model {name!r}: {reason}; give a reachable hub id or a local folder written by save_pretrained"
+        )
 
 
 def require_reachable_dataset(repo_id: str, revision: str | None = None) -> None:
@@ -47,22 +49,22 @@ def _looks_like_path(name: str) -> bool:
 def _unreachable(repo_id: str, kind: str, cached_file: str, revision: str | None) -> str | None:
     """Why `repo_id` cannot be loaded, or None if it can."""
     import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     try:
-        cached = huggingface_hub.try_to_load_from_cache(repo_id, cached_file, repo_type=kind, revision=revision)
+        if isinstance(
+            huggingface_hub.try_to_load_from_cache(repo_id, cached_file, repo_type=kind, revision=revision), str
+        ):
+            return None
     except errors.HFValidationError:
         return "neither a folder nor a valid hub id"
-    if isinstance(cached, str):
-        return None
-    if constants.HF_HUB_OFFLINE:
+    if huggingface_hub.is_offline_mode():
         return "not in the local cache, and HF_HUB_OFFLINE=1 forbids asking the hub"
     api = huggingface_hub.HfApi()
     try:
         api.repo_info(repo_id, repo_type=kind, revision=revision, timeout=_TIMEOUT)
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "?"
-        return f"the hub refused it (HTTP {status}: no such {kind}, or no access)"
+        return f"the hub refused it (HTTP {error.response.status_code}: no such {kind}, or no access)"
     except Exception as error:  # network failures come in the HTTP library's own classes
         return f"the hub cannot be reached ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     return None

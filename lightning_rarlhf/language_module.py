@@ -82,7 +82,9 @@ class LanguageModule(pl.LightningModule):
         if stage == "fit" and not self.trains_with_reward:
             return
         if stage in ("test", "predict") and self.trainer.world_size > 1:
-            raise UserError(f"{stage} writes its files from one process, got {self.trainer.world_size}; give --trainer.devices 1")
+            raise UserError(
+                f"{stage} writes its files from one process, got {self.trainer.world_size}; give --trainer.devices 1"
+            )
         device = self.trainer.strategy.root_device
         if self.reward is None:
             raise UserError(f"{type(self).__name__}: {stage} needs a reward; set model.reward")
@@ -217,7 +219,7 @@ class LanguageModule(pl.LightningModule):
             "checkpoint": self.trainer.ckpt_path,
             "reference": self.reference_name or self.policy_config.pretrained,
             "reward": None if self.reward is None else self.reward.identity(),
-            "data": data.identity() if hasattr(data, "identity") else None,
+            "data": data.identity() if data is not None and hasattr(data, "identity") else None,
             "sampling": vars(self.sampling),
             "config": self.config_text,
         }

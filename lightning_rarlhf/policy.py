@@ -134,7 +134,7 @@ class ActorCritic(LanguageModel):
 
     @torch.no_grad()
     def statistics(self, samples: Samples, sampling: SamplingConfig) -> PolicyStatistics:
-        """Old log-probabilities, values and entropies: the same forward pass as the update's, so that ratios start at 1."""
+        """Old log-probabilities, values, entropies: the same forward pass as the update's, so ratios start at 1."""
         width = samples.response_mask.shape[1]
         hidden = self.before_responses(samples.sequences, samples.attention_mask, width)
         tokens = samples.sequences[:, -width:]
@@ -182,7 +182,9 @@ def load_causal_lm(config: PolicyConfig) -> PreTrainedModel:
         )
     except (OSError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
-        raise ModelError(f"{config.pretrained}: not a causal language model that transformers can load ({line})") from error
+        raise ModelError(
+            f"{config.pretrained}: not a causal language model that transformers can load ({line})"
+        ) from error
     if config.gradient_checkpointing:
         lm.activation_checkpointing_enable()
     return lm

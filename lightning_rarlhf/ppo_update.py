@@ -18,7 +18,12 @@ Step = Callable[[Tensor, bool], Tensor]
 
 
 def run_ppo_epochs(
-    policy: ActorCritic, batch: PPOBatch, config: PPOConfig, sampling: SamplingConfig, generator: torch.Generator, step: Step
+    policy: ActorCritic,
+    batch: PPOBatch,
+    config: PPOConfig,
+    sampling: SamplingConfig,
+    generator: torch.Generator,
+    step: Step,
 ) -> PPOStats:
     """K epochs of minibatches over the kept rows: loss = clipped surrogate + c_v · clipped value loss."""
     totals = torch.zeros(6, dtype=torch.float64, device=batch.returns.device)

@@ -11,6 +11,7 @@ _REMARKS = (
     r"The '\w+' does not have many workers",  # batches are read from memory
     r"Checkpoint directory .* exists and is not empty",  # a resumed run writes where it wrote
     r"Experiment logs directory .* exists and is not empty",
+    r"predict returned None",  # predictions go to a file
     r"Trainer will use only 1 of \d+ GPUs",
 )
 

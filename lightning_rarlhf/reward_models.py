@@ -40,7 +40,7 @@ class RewardModel(ABC):
 
 
 class ClassifierReward(RewardModel):
-    """The raw logit of one label of a sequence classifier, read on prompt + response (METHOD, section 3: no softmax)."""
+    """The raw logit of one label of a sequence classifier, read on prompt + response, no softmax (paper, section 5)."""
 
     def __init__(
         self,
@@ -94,7 +94,11 @@ class ClassifierReward(RewardModel):
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             inputs = tokenizer(
-                [texts[row] for row in rows], padding=True, truncation=limit is not None, max_length=limit, return_tensors="pt"
+                [texts[row] for row in rows],
+                padding=True,
+                truncation=limit is not None,
+                max_length=limit,
+                return_tensors="pt",
             )
             # autocast of the policy's training step must not reach the reward: scores keep the classifier's own dtype
             with torch.autocast(model.device.type, enabled=False):
@@ -158,7 +162,9 @@ def checked_scores(scores: object, expected: int, name: str) -> Tensor:
     bad = [row for row, score in enumerate(tensor.tolist()) if not math.isfinite(score)]
     if bad:
         rows = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-        raise RewardError(f"reward {name}: {len(bad)} of {expected} scores are not finite (responses {rows}); fix the reward")
+        raise RewardError(
+            f"reward {name}: {len(bad)} of {expected} scores are not finite (responses {rows}); fix the reward"
+        )
     return tensor
 
 
@@ -169,9 +175,13 @@ def _import(path: str) -> Callable[[list[str], list[str]], object]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise RewardError(f"reward function {path!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from None
+        raise RewardError(
+            f"reward function {path!r} cannot be imported ({error}); is its folder on PYTHONPATH?"
+        ) from None
     if not callable(found):
-        raise RewardError(f"reward function {path!r} is a {type(found).__name__}, not a callable (prompts, responses) -> scores")
+        raise RewardError(
+            f"reward function {path!r} is a {type(found).__name__}, not a callable (prompts, responses) -> scores"
+        )
     call: Callable[[list[str], list[str]], object] = found
     return call
 

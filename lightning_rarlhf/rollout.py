@@ -28,7 +28,9 @@ def score(reward: RewardModel, samples: Samples) -> Tensor:
     """
     scores = reward(samples.batch.prompts, samples.responses)
     if tuple(scores.shape) != (len(samples),):
-        raise RewardError(f"reward {type(reward).__name__}: returned shape {list(scores.shape)}, expected [{len(samples)}]")
+        raise RewardError(
+            f"reward {type(reward).__name__}: returned shape {list(scores.shape)}, expected [{len(samples)}]"
+        )
     return scores.to(samples.sequences.device)
 
 

@@ -1,7 +1,7 @@
 """The sampling loop: one cached forward pass per token, whatever produces the logits.
 
-Every prompt has random numbers of its own, made from (seed, iteration, prompt index, draw). A response therefore depends
-neither on its neighbours in the batch, nor on the batch size, nor on the number of processes.
+Every prompt has random numbers of its own, made from (seed, iteration, prompt index, draw). A response therefore
+depends neither on its neighbours in the batch, nor on the batch size, nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.functional.logprobs import eos_ban, warp
-from lightning_rarlhf.functional.sequences import position_ids, response_mask
+from lightning_rarlhf.functional.sequences import position_ids
 from lightning_rarlhf.policy import LanguageModel
 
 if TYPE_CHECKING:
@@ -149,8 +149,8 @@ def require_room(context_length: int | None, prompt_tokens: int, sampling: Sampl
     """
     if context_length is not None and prompt_tokens + sampling.max_new_tokens > context_length:
         raise ModelError(
-            f"{prompt_tokens} prompt tokens + max_new_tokens={sampling.max_new_tokens} do not fit into the model's context "
-            f"of {context_length} tokens; shorten the prompts (data.prompt_tokens) or the responses"
+            f"{prompt_tokens} prompt tokens + max_new_tokens={sampling.max_new_tokens} do not fit into the model's "
+            f"context of {context_length} tokens; shorten the prompts (data.prompt_tokens) or the responses"
         )
 
 

@@ -73,7 +73,7 @@ class SFTModule(LanguageModule):
     def on_validation_epoch_start(self) -> None:
         """Nothing to set up: Lightning averages the loss."""
 
-    def validation_step(self, batch: TextBatch | PromptBatch, batch_idx: int) -> None:  # type: ignore[override]
+    def validation_step(self, batch: TextBatch | PromptBatch, batch_idx: int) -> None:
         """Mean negative log-likelihood of held-out texts."""
         if isinstance(batch, TextBatch):
             self.log("val/loss", self.loss(batch), prog_bar=True, on_epoch=True, batch_size=len(batch), sync_dist=True)

@@ -10,7 +10,7 @@ import torch
 
 
 class Stopwatch:
-    """Adds up wall-clock seconds by phase; waits for the device at each end, so that a phase pays for its own kernels."""
+    """Adds up wall-clock seconds by phase; waits for the device at each end, so that a phase pays for its kernels."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

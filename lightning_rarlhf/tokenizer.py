@@ -26,13 +26,15 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
     except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: no tokenizer could be loaded ({_first_line(error)}); save one beside the model") from error
+        raise ModelError(
+            f"{name}: no tokenizer could be loaded ({_first_line(error)}); save one beside the model"
+        ) from error
     if len(tokenizer) < 2:  # transformers makes an empty one where a folder holds none
         raise ModelError(f"{name}: no tokenizer could be loaded (its vocabulary is empty); save one beside the model")
     if tokenizer.eos_token_id is None:
         missing = "an EOS token" if tokenizer.pad_token_id is not None else "a pad token and an EOS token"
         raise ModelError(
-            f"{name}: its tokenizer lacks {missing}, so responses could not end; set tokenizer.eos_token and save it again"
+            f"{name}: its tokenizer lacks {missing}, so responses could not end; set tokenizer.eos_token, save it again"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -32,6 +32,8 @@ os.environ |= {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "MPLBACKEND": "Agg",
+    # Lightning 2.6 calls what jsonargparse 4.53 deprecates; told once a process, it would fail whichever test is first.
+    "JSONARGPARSE_DEPRECATION_WARNINGS": "off",
 }
 # These point past HF_HOME, or would be sent to a server.
 for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_TOKEN"):

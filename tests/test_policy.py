@@ -25,7 +25,9 @@ def actor_of(folder, **config):
     return load_actor_critic(PolicyConfig(pretrained=str(folder), **config), load_tokenizer(str(folder)))
 
 
-def samples_of(prompts: list[list[int]], responses: list[list[int]], *, extra_left: int = 0, extra_right: int = 0) -> Samples:
+def samples_of(
+    prompts: list[list[int]], responses: list[list[int]], *, extra_left: int = 0, extra_right: int = 0
+) -> Samples:
     """Rows of token ids, padded with token 2 on the prompt's left and the response's right."""
     width = max(map(len, prompts)) + extra_left
     length = max(map(len, responses)) + extra_right

@@ -266,7 +266,11 @@ def test_a_trivial_task_is_learned_and_the_tail_with_it(policy_folder, tmp_path)
 def test_validation_uses_the_same_prompts_and_random_numbers_each_time(policy_folder, tmp_path):
     module = module_of(policy_folder, evaluation=EvaluationConfig(tail_levels=(0.25, 1.0)))
     trainer = pl.Trainer(
-        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     first, second = (trainer.validate(module, datamodule=Prompts(), verbose=False)[0] for _ in range(2))
     assert first == second
@@ -275,7 +279,8 @@ def test_validation_uses_the_same_prompts_and_random_numbers_each_time(policy_fo
 
 
 @pytest.mark.parametrize(
-    ("precision", "remedy"), [("16-true", "bf16-mixed"), ("bf16-true", r"policy\.dtype: bfloat16"), ("64-true", "32-true")]
+    ("precision", "remedy"),
+    [("16-true", "bf16-mixed"), ("bf16-true", r"policy\.dtype: bfloat16"), ("64-true", "32-true")],
 )
 def test_other_precisions_are_refused_with_the_alternative(policy_folder, tmp_path, precision, remedy):
     with pytest.raises(UserError, match=remedy):

@@ -80,7 +80,9 @@ def test_autocast_of_the_policy_does_not_reach_the_reward(classifier_folder):
 
 
 def test_dtype_is_the_users(classifier_folder):
-    full, half = (loaded(classifier_folder, label="toxic", dtype=d)(PROMPTS, RESPONSES) for d in ("float32", "bfloat16"))
+    full, half = (
+        loaded(classifier_folder, label="toxic", dtype=d)(PROMPTS, RESPONSES) for d in ("float32", "bfloat16")
+    )
     assert half.dtype == torch.float32
     assert not torch.equal(full, half)
     torch.testing.assert_close(full, half, atol=0.05, rtol=0.05)

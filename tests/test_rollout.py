@@ -39,7 +39,9 @@ def rollout_of(inputs: dict) -> Rollout:
 
 def prepare(case: dict, config: PPOConfig, rollout: Rollout | None = None):
     level = case["tail_size"] / case["B"]
-    return prepare_ppo_batch(rollout or rollout_of(case["inputs"]), risk_level=level, kl_coef=case["kl_coef"], config=config)
+    return prepare_ppo_batch(
+        rollout or rollout_of(case["inputs"]), risk_level=level, kl_coef=case["kl_coef"], config=config
+    )
 
 
 @pytest.mark.parametrize("case", GOLDEN)

@@ -144,7 +144,12 @@ def test_top_k_and_temperature_reach_the_draw():
 
 def test_seed_iteration_and_draw_each_matter():
     index = torch.arange(2)
-    seeds = [SamplingSeed(base=1), SamplingSeed(base=2), SamplingSeed(base=1, iteration=1), SamplingSeed(base=1, draw=1)]
+    seeds = [
+        SamplingSeed(base=1),
+        SamplingSeed(base=2),
+        SamplingSeed(base=1, iteration=1),
+        SamplingSeed(base=1, draw=1),
+    ]
     rows = {tuple(seed.uniforms(index, 4).flatten().tolist()) for seed in seeds}
     assert len(rows) == 4
     assert torch.equal(seeds[0].uniforms(index, 4), SamplingSeed(base=1).uniforms(index, 4))

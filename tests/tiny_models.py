@@ -24,7 +24,12 @@ def save_tokenizer(folder: Path, *, pad: str | None = None, eos: str | None = "<
         {(f"▁{word}" if word in WORDS else word): number for word, number in vocabulary.items()}, unk_token="<unk>"
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token=eos, bos_token=eos, pad_token=pad, model_max_length=context
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token=eos,
+        bos_token=eos,
+        pad_token=pad,
+        model_max_length=context,
     ).save_pretrained(folder)
 
 

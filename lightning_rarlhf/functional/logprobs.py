@@ -61,7 +61,7 @@ def _filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def eos_ban(steps: Tensor, width: int, eos_token_ids: Tensor, sampling: SamplingConfig) -> Tensor | None:
-    """bool [N, V = `width`]; True = an EOS at a step (i64 [N], 0-based) before `min_new_tokens`. None = nothing banned."""
+    """bool [N, V = `width`]; True = EOS at a step (i64 [N], from 0) before `min_new_tokens`. None = nothing banned."""
     if sampling.min_new_tokens == 0:
         return None
     ban = torch.zeros(len(steps), width, dtype=torch.bool, device=steps.device)

@@ -1,0 +1,102 @@
+"""Jigsaw-Gen: openings of talk-page comments, to be continued without toxicity (METHOD, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+
+from datamodules.base import PromptDataModule
+from datamodules.rows import Columns, RowSchema, ValueRule, fingerprint
+from datamodules.sources import read_file, read_hub_file, read_split_files, require_folder
+from lightning_rarlhf.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_LOGIT = "toxic_bert_logit"
+
+
+class JigsawDataModule(PromptDataModule):
+    """Comments of more than 64 characters; wanted = non-toxic. Training 70 % non-toxic, test set half and half.
+
+    Local data: a folder with train.csv and test.csv in Kaggle's format (`comment_text`, `toxic`). Kaggle keeps the test
+    labels apart in test_labels.csv; if that is there, rows that it marks -1 (never labelled) are left out. A column
+    `toxic_bert_logit`, if any, becomes the prompts' source score. The published counts are those of Kaggle's files; the
+    hub's copy calls any of the six kinds of toxicity toxic, so it has more toxic rows.
+
+    Args:
+        prompt_tokens: tokens of a comment that make the prompt
+        train_wanted_fraction: share of non-toxic comments in training, the scarce class used whole; none = as they come
+        test_wanted_fraction: the same for the test set
+        **kwargs: as in PromptDataModule
+    """
+
+    name = "jigsaw"
+    hub_id = "OxAISH-AL-LLM/wiki_toxic"
+    min_characters = 64
+
+    def __init__(
+        self,
+        *,
+        prompt_tokens: PositiveInt = 8,
+        train_wanted_fraction: ClosedUnitInterval | None = 0.7,
+        test_wanted_fraction: ClosedUnitInterval | None = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            prompt_tokens=prompt_tokens,
+            train_wanted_fraction=train_wanted_fraction,
+            test_wanted_fraction=test_wanted_fraction,
+            **kwargs,
+        )
+
+    def read(self) -> dict[str, Dataset]:
+        if self.path is None:
+            return self._read_hub()
+        splits = read_split_files(self.path, ("train.csv", "test.csv"))
+        labels = require_folder(self.path, "train.csv") / "test_labels.csv"
+        if "toxic" not in splits["test"].column_names and labels.is_file():
+            splits["test"] = join_labels(splits["test"], read_file(labels), str(labels))
+        return splits
+
+    def _read_hub(self) -> dict[str, Dataset]:
+        """The hub's copy divides Kaggle's train.csv in two; together they are the training rows again."""
+        import datasets
+
+        train, validation, test = (
+            read_hub_file(self.hub_id, f"{name}.csv", self.revision) for name in ("train", "validation", "test")
+        )
+        return {"train": datasets.concatenate_datasets([train, validation]), "test": test}
+
+    def schema(self, columns: Sequence[str]) -> RowSchema:
+        column = "label" if "label" in columns and "toxic" not in columns else "toxic"
+        return RowSchema(
+            text="comment_text",
+            rule=ValueRule(column=column, wanted="0", unwanted="1"),
+            score=_LOGIT if _LOGIT in columns else None,
+        )
+
+
+def join_labels(comments: Dataset, labels: Dataset, source: str) -> Dataset:
+    """Add the column `toxic` of `labels` to `comments`, by `id`; -1 where there is none.
+
+    Raises:
+        DataError: a file lacks the column to join by, or the labels.
+    """
+    for table, name in ((comments, "id"), (labels, "id"), (labels, "toxic")):
+        if name not in table.column_names:
+            raise DataError(f"{source}: cannot be joined with test.csv, no column {name!r}; use Kaggle's files")
+    toxic = dict(zip(labels["id"], labels["toxic"], strict=True))
+    return comments.map(
+        _add_toxic,
+        batched=True,
+        fn_kwargs={"toxic": toxic},
+        new_fingerprint=fingerprint(comments, "join_labels", labels._fingerprint),
+        desc="Joining comments with their labels",
+    )
+
+
+def _add_toxic(batch: Columns, *, toxic: dict[str, str]) -> Columns:
+    return {"toxic": [toxic.get(row, "-1") for row in batch["id"]]}

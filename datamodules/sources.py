@@ -1,0 +1,180 @@
+"""Open files and hub datasets with the loaders of `datasets`; whatever goes wrong is one line of `DataError`."""
+
+from __future__ import annotations
+
+import glob
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_rarlhf.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_LOADERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_JSON_OPTIONS = {"parse_agent_traces": False}  # a file of prompts may well have columns called type and message
+
+
+def read_file(path: str | Path) -> Dataset:
+    """Read one CSV, TSV, JSON, JSONL or parquet file, by its ending.
+
+    Columns of CSV and TSV files are all text, as written, and only an empty field is missing: guessing would read 007
+    as 7, the comment "null" as no comment, and fail where a column changes its looks in the middle of a large file.
+
+    Raises:
+        DataError: missing, empty, of another format, or not readable as what its ending says.
+    """
+    import datasets
+
+    path = Path(path).expanduser()
+    _require_data_file(path)
+    loader = _LOADERS[path.suffix.lower()]
+    with _one_line_errors(str(path), "save it again as UTF-8 text or parquet that matches its ending"):
+        options = _csv_options(path) if loader == "csv" else _JSON_OPTIONS if loader == "json" else {}
+        loaded = datasets.load_dataset(
+            loader, data_files=glob.escape(str(path.absolute())), split=datasets.Split.TRAIN, **options
+        )
+    return _not_empty(loaded, str(path))
+
+
+def is_data_file(path: Path) -> bool:
+    """Whether `read_file` knows the ending."""
+    return path.is_file() and path.suffix.lower() in _LOADERS
+
+
+def find_file(folder: Path, stem: str) -> Path | None:
+    """The data file of `folder` called `stem`, whatever its ending.
+
+    Raises:
+        DataError: there are several.
+    """
+    found = sorted(path for path in folder.iterdir() if path.stem == stem and is_data_file(path))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise DataError(f"{folder}: several files could be {stem!r} ({names}); keep one")
+    return found[0] if found else None
+
+
+def read_split_files(path: str, names: Sequence[str]) -> dict[str, Dataset]:
+    """Read the files called `names` in folder `path`; each is a split called by its stem.
+
+    Raises:
+        DataError: the folder or a file is missing, or as for `read_file`.
+    """
+    folder = require_folder(path, " and ".join(names))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
+        raise DataError(f"{path}: the folder lacks {' and '.join(missing)}; it holds {found}")
+    return {Path(name).stem: read_file(folder / name) for name in names}
+
+
+def require_folder(path: str, wanted: str) -> Path:
+    """`path` as a folder.
+
+    Raises:
+        DataError: it is missing or no folder; the text says that `wanted` was expected in it.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise DataError(f"{path}: no such folder; expected one with {wanted}")
+    if not folder.is_dir():
+        raise DataError(f"{path}: is no folder; expected one with {wanted}")
+    return folder
+
+
+def read_hub(repo_id: str, revision: str | None, name: str | None = None) -> dict[str, Dataset]:
+    """Every split of a hub dataset.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: commit, tag or branch; None = main.
+        name: the configuration (subset) of a dataset that has several.
+
+    Raises:
+        DataError: out of reach, or not loadable without running its code.
+    """
+    import datasets
+
+    from lightning_rarlhf.hub import require_reachable_dataset
+
+    require_reachable_dataset(repo_id, revision)
+    with _one_line_errors(repo_id, "give a local copy with --data.path, or another dataset"):
+        loaded = datasets.load_dataset(repo_id, name, revision=revision)
+    return {str(split): _not_empty(rows, f"{repo_id} ({split})") for split, rows in loaded.items()}
+
+
+def read_hub_file(repo_id: str, filename: str, revision: str | None) -> Dataset:
+    """One file of a hub dataset that `datasets` cannot load as a whole because it ships a loading script.
+
+    The file is downloaded once into the hub client's cache and found there when offline.
+
+    Raises:
+        DataError: out of reach, or as for `read_file`.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    from lightning_rarlhf.hub import require_reachable_dataset
+
+    if not isinstance(try_to_load_from_cache(repo_id, filename, repo_type="dataset", revision=revision), str):
+        require_reachable_dataset(repo_id, revision)
+    with _one_line_errors(f"{repo_id}/{filename}", "give a local copy with --data.path"):
+        path = hf_hub_download(repo_id, filename, repo_type="dataset", revision=revision)
+    return read_file(path)
+
+
+def _require_data_file(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; check --data.path")
+    if not is_data_file(path):
+        raise DataError(f"{path}: unknown kind of data; expected a file that ends in {', '.join(_LOADERS)}")
+    if not path.stat().st_size:
+        raise DataError(f"{path}: the file is empty; expected rows")
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    import pandas
+    from datasets import Features, Value
+
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    header = pandas.read_csv(path, sep=separator, nrows=0, index_col=False)
+    return {
+        "sep": separator,
+        "features": Features({str(name): Value("string") for name in header.columns}),
+        "index_col": False,  # or a line with a field too many would shift its columns
+        "keep_default_na": False,
+        "na_values": [""],
+    }
+
+
+def _not_empty(rows: Dataset, source: str) -> Dataset:
+    if not len(rows):
+        raise DataError(f"{source}: no rows; expected at least one")
+    return rows
+
+
+@contextmanager
+def _one_line_errors(source: str, remedy: str) -> Iterator[None]:
+    """Turn a loader's failure, whose class depends on format and library, into one line; keep its own log quiet."""
+    import datasets
+
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            # pandas drops a field too many from every line, silently but for this
+            warnings.filterwarnings("error", "Length of header or names does not match length of data")
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise DataError(f"{source}: no rows; expected at least one") from error
+        cause = error.__cause__ or error
+        text = " ".join(str(cause).split())[:200]
+        raise DataError(f"{source}: cannot be read ({type(cause).__name__}: {text}); {remedy}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)

@@ -1,0 +1,151 @@
+"""Anyone's own prompts: a CSV, JSON, JSONL or parquet file, a folder of split files, or a hub dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+
+from datamodules.base import PromptDataModule
+from datamodules.rows import RowSchema, ValueRule, flatten
+from datamodules.sources import find_file, is_data_file, read_file, read_hub
+from lightning_rarlhf.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class TextFileDataModule(PromptDataModule):
+    """Prompts from named columns of a file, folder or hub dataset; classes and scores only if columns are named.
+
+    A folder has one file per split, called after it (train.csv, test.csv, perhaps validation.csv). A single file is
+    divided by `test_fraction`. Prediction takes every row that is not blank, in the file's order: of the single file,
+    or of the test split where there are several; its `index` is the row's number in the file, from 0.
+
+    Args:
+        text_column: holds the text; a column inside another is named with a dot, as prompt.text
+        path: file that ends in .csv, .tsv, .json, .jsonl or .parquet, or folder of such files; else name a hub dataset
+        hub_id: dataset on the hub, instead of path
+        hub_config: configuration (subset) of a hub dataset that has several
+        label_column: tells the class of a row; none = classes are unknown
+        wanted_label: value of label_column that marks the wanted class; any other marks the unwanted one
+        score_column: a number per row that travels with its prompt; none = none
+        train_split: name of the training split (a file of the folder, or a split of the hub dataset)
+        val_split: name of the validation split, used if there is one
+        test_split: name of the test split
+        test_fraction: share of a single file's rows that make the test set; 1 = all of them
+        prompt_tokens: tokens of a text that make the prompt; none = the whole text
+        max_prompt_tokens: upper limit of prompt_tokens, whatever it is
+        min_characters: texts with this many characters or fewer are left out (not in prediction)
+        **kwargs: as in PromptDataModule
+    """
+
+    label_required = False
+
+    def __init__(
+        self,
+        *,
+        text_column: str = "text",
+        path: str | None = None,
+        hub_id: str | None = None,
+        hub_config: str | None = None,
+        label_column: str | None = None,
+        wanted_label: str | int | float | bool | None = None,
+        score_column: str | None = None,
+        train_split: str = "train",
+        val_split: str = "validation",
+        test_split: str = "test",
+        test_fraction: ClosedUnitInterval = 0.2,
+        prompt_tokens: PositiveInt | None = None,
+        max_prompt_tokens: PositiveInt = 128,
+        min_characters: NonNegativeInt = 0,
+        **kwargs: Any,
+    ) -> None:
+        tokens = max_prompt_tokens if prompt_tokens is None else min(prompt_tokens, max_prompt_tokens)
+        super().__init__(path=path, prompt_tokens=tokens, **kwargs)
+        self.hub_id, self.hub_config = hub_id, hub_config
+        self.text_column, self.label_column, self.score_column = text_column, label_column, score_column
+        self.wanted_label = None if wanted_label is None else str(wanted_label)
+        self.split_names = {"train": train_split, "val": val_split, "test": test_split}
+        self.test_fraction = test_fraction
+        self.min_characters = min_characters
+        self.name = Path(self.source).stem
+
+    def read(self) -> dict[str, Dataset]:
+        splits = self._read_splits()
+        self._require_wanted_label(splits)
+        if "all" not in splits or self.test_fraction < 1:
+            return splits
+        return {"test": splits["all"]}  # a test set alone, so there is nothing that validation could be taken from
+
+    def schema(self, columns: Sequence[str]) -> RowSchema:
+        rule = None
+        if self.label_column is not None and self.wanted_label is not None:
+            rule = ValueRule(column=self.label_column, wanted=self.wanted_label)
+        return RowSchema(text=self.text_column, rule=rule, score=self.score_column)
+
+    def read_predictions(self) -> Dataset:
+        splits = self._read_splits()
+        return splits["test"] if "test" in splits else splits["all"]
+
+    def _check_arguments(self) -> None:
+        if (self.path is None) == (self.hub_id is None):
+            raise DataError("TextFileDataModule reads a file or folder (path) or a hub dataset (hub_id): give one")
+        if (self.label_column is None) != (self.wanted_label is None):
+            raise DataError("label_column and wanted_label go together: give both, or neither if classes are unknown")
+        quotas = (self.train_quota.wanted_fraction, self.test_quota.wanted_fraction)
+        by_class = quotas != (None, None) or (self.purpose == "sft" and self.sft_class != "all")
+        if self.label_column is None and by_class:
+            raise DataError(
+                "rows of the wanted class were asked for (wanted_fraction or sft_class), but no label_column is named; "
+                "name it with wanted_label, or set sft_class to all and the fractions to null"
+            )
+
+    def _read_splits(self) -> dict[str, Dataset]:
+        """Rows by split; `all` = the only file there is, or the training file of a source without a test file."""
+        self._check_arguments()
+        splits = self._read_hub() if self.path is None else self._read_local(Path(self.path).expanduser())
+        if "train" in splits and "test" not in splits:
+            splits["all"] = splits.pop("train")
+        return splits
+
+    def _read_hub(self) -> dict[str, Dataset]:
+        hub = read_hub(str(self.hub_id), self.revision, self.hub_config)
+        splits = {split: hub[name] for split, name in self.split_names.items() if name in hub}
+        if not splits and len(hub) == 1:
+            return {"all": next(iter(hub.values()))}
+        return splits if splits.keys() & {"train", "test"} else self._no_split(hub)
+
+    def _read_local(self, path: Path) -> dict[str, Dataset]:
+        files = {"all": path} if not path.is_dir() else self._split_files(path)
+        return {split: read_file(file) for split, file in files.items()}
+
+    def _split_files(self, folder: Path) -> dict[str, Path]:
+        found = {split: find_file(folder, name) for split, name in self.split_names.items()}
+        files = {split: file for split, file in found.items() if file is not None}
+        readable = [entry for entry in sorted(folder.iterdir()) if is_data_file(entry)]
+        if not files and len(readable) == 1:
+            return {"all": readable[0]}
+        return files if files.keys() & {"train", "test"} else self._no_split(entry.name for entry in readable)
+
+    def _no_split(self, found: Iterable[str]) -> NoReturn:
+        wanted = " or ".join(repr(self.split_names[split]) for split in ("train", "test"))
+        raise DataError(
+            f"{self.source}: no data for training or test: expected {wanted} (train_split, test_split), "
+            f"found {', '.join(found) or 'no data file'}"
+        )
+
+    def _require_wanted_label(self, splits: dict[str, Dataset]) -> None:
+        rule = self.schema(()).rule
+        if rule is None:
+            return
+        tables = [rows for rows in map(flatten, splits.values()) if rule.column in rows.column_names]
+        batches = (batch for rows in tables for batch in rows.select_columns([rule.column]).iter(batch_size=1000))
+        values = {str(value): rule.label(value) for batch in batches for value in batch[rule.column]}
+        if values and 1 not in values.values():
+            found = ", ".join(sorted(values)[:10])
+            raise DataError(
+                f"{self.source}: no row has {rule.column} = {self.wanted_label!r} (wanted_label); values found: {found}"
+            )

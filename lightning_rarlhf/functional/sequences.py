@@ -1,0 +1,56 @@
+"""Which tokens of a sequence count, and where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Position of each token among its row's counted tokens, i64 [B, S].
+
+    Left padding gets position 0 like the first token: it is never attended to, and 0 is a valid row of any position
+    table. Padding on the right repeats the last position.
+
+    Args:
+        attention_mask: bool (or 0/1) [B, S]; True = a token.
+
+    >>> position_ids(torch.tensor([[False, False, True, True, True]])).tolist()
+    [[0, 0, 0, 1, 2]]
+    """
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def response_mask(tokens: Tensor, eos_token_id: int | Sequence[int]) -> Tensor:
+    """Tokens up to and including the first end-of-text token, bool [B, T]; True = counts.
+
+    What follows the first end-of-text token never counts, whatever it is, so the padding token may be the same token.
+
+    Args:
+        tokens: i64 [B, T], response columns only.
+        eos_token_id: the token that ends a text, or several of them.
+
+    >>> response_mask(torch.tensor([[5, 0, 0, 0], [5, 6, 7, 8]]), eos_token_id=0).int().tolist()
+    [[1, 1, 0, 0], [1, 1, 1, 1]]
+    """
+    stops = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+    is_stop = torch.isin(tokens, torch.tensor(stops, dtype=tokens.dtype, device=tokens.device)).long()
+    stops_before = is_stop.cumsum(dim=-1) - is_stop
+    return stops_before == 0
+
+
+def last_token_index(mask: Tensor) -> Tensor:
+    """Column of each row's last counted token, i64 [B].
+
+    A row in which nothing counts gives 0, so that the result can always index; `mask` itself tells such rows apart.
+
+    Args:
+        mask: bool [B, T]; True = counts.
+
+    >>> last_token_index(torch.tensor([[True, True, False], [False, False, False]])).tolist()
+    [1, 0]
+    """
+    trailing = (mask.long().flip(-1).cumsum(dim=-1) == 0).sum(dim=-1)
+    return (mask.shape[-1] - 1 - trailing).clamp(min=0)

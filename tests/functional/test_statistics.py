@@ -1,0 +1,567 @@
+from __future__ import annotations
+
+import functools
+import math
+import statistics as standard
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from lightning_rarlhf.functional import statistics as under_test
+from lightning_rarlhf.functional.risk import cvar
+from lightning_rarlhf.functional.statistics import (
+    LEAST_TAIL,
+    Interval,
+    anderson_cvar_bound,
+    bootstrap_interval,
+    clopper_pearson,
+    cvar_interval,
+    dkw_band,
+    lower_tail_mean,
+    mean_interval,
+    mean_sd,
+    paired_bootstrap,
+    paired_cvar_interval,
+    prompts_needed_for_rate,
+    quantile_interval,
+)
+
+FEW = {"resamples": 200}
+
+
+def normal(n: int, seed: int = 0, *, m: int | None = None) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=n if m is None else (n, m))
+
+
+def ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
+
+
+def width(interval: Interval) -> float:
+    return interval.high - interval.low
+
+
+# Interval
+
+
+@pytest.mark.parametrize(("low", "high", "excludes"), [(-1, 1, False), (0.1, 1, True), (-2, -1, True), (0, 1, False)])
+def test_an_interval_excludes_what_is_outside(low: float, high: float, excludes: bool) -> None:
+    interval = Interval(estimate=0.0, low=low, high=high, confidence=0.95, n=9, method="by hand")
+    assert interval.excludes() is excludes
+    assert interval.excludes(5.0)
+
+
+# Bootstrap
+
+
+def test_bca_agrees_with_scipy_on_the_values_themselves() -> None:
+    values = np.exp(normal(80))
+    found = bootstrap_interval(values, np.mean, confidence=0.9, resamples=300, seed=7)
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=300, confidence_level=0.9, method="BCa", rng=np.random.default_rng(7)
+    ).confidence_interval
+    assert ends(found) == pytest.approx(tuple(expected), abs=1e-12)
+    assert (found.estimate, found.n, found.confidence) == (pytest.approx(values.mean()), 80, 0.9)
+    assert found.method == "BCa bootstrap"
+
+
+def test_interval_of_the_mean_is_close_to_students() -> None:
+    values = normal(400, seed=3)
+    expected = stats.t.interval(0.95, 399, loc=values.mean(), scale=stats.sem(values))
+    assert ends(mean_interval(values)) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_statistic_of_one_sample_gives_the_same_as_one_over_an_axis() -> None:
+    values = normal(60)
+    fast = bootstrap_interval(values, np.median, **FEW)
+    slow = bootstrap_interval(values, lambda sample: float(np.median(sample)), **FEW)
+    assert fast == slow
+
+
+def test_partial_functions_and_built_ins_serve_as_statistics() -> None:
+    values = normal(60)
+    tail = functools.partial(lower_tail_mean, alpha=0.5)
+    assert bootstrap_interval(values, tail, **FEW).estimate == pytest.approx(np.sort(values)[:30].mean())
+    assert bootstrap_interval(values, max, **FEW).estimate == values.max()
+
+
+def test_rows_of_several_values_stay_together() -> None:
+    values = normal(50, m=2)
+
+    def slope(sample: np.ndarray) -> float:
+        return float(np.polyfit(sample[:, 0], sample[:, 1], 1)[0])
+
+    found = bootstrap_interval(np.c_[values[:, 0], 3 * values[:, 0]], slope, **FEW)
+    assert (found.estimate, found.low, found.high) == pytest.approx((3, 3, 3))
+    assert width(bootstrap_interval(values, slope, **FEW)) > 0.1
+
+
+def test_a_statistic_of_several_values_over_an_axis() -> None:
+    values = normal(50, m=3)
+    found = bootstrap_interval(values, lambda sample, axis: sample.max(axis=-1).mean(axis=axis), **FEW)
+    assert found == bootstrap_interval(values.max(axis=1), np.mean, **FEW)
+
+
+def test_the_seed_decides_and_nothing_else_does() -> None:
+    values = normal(60)
+    np.random.seed(1)  # noqa: NPY002 - the global generator must not matter
+    first = bootstrap_interval(values, np.mean, seed=1, **FEW), cvar_interval(values, 0.5, seed=1, **FEW)
+    np.random.seed(2)  # noqa: NPY002
+    again = bootstrap_interval(values, np.mean, seed=1, **FEW), cvar_interval(values, 0.5, seed=1, **FEW)
+    other = bootstrap_interval(values, np.mean, seed=2, **FEW), cvar_interval(values, 0.5, seed=2, **FEW)
+    assert first == again
+    assert all(ends(x) != ends(y) for x, y in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "interval",
+    [
+        mean_interval,
+        functools.partial(cvar_interval, alpha=0.3),
+        functools.partial(bootstrap_interval, statistic=np.std),
+    ],
+)
+def test_confidence_and_resamples_matter(interval) -> None:
+    values = normal(100)
+    assert width(interval(values, confidence=0.5, **FEW)) < width(interval(values, confidence=0.9, **FEW))
+    assert ends(interval(values, resamples=200)) != ends(interval(values, resamples=400))
+    with pytest.raises(ValueError, match=r"resamples: got 39, expected at least 40 for confidence 0\.95"):
+        interval(values, resamples=39)
+    assert interval(values, resamples=40).confidence == 0.95
+    for confidence in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match=f"confidence: got {confidence}, expected more than 0 and less than 1"):
+            interval(values, confidence=confidence)
+
+
+def test_the_order_of_the_prompts_hardly_matters() -> None:
+    values = normal(300)
+    assert ends(mean_interval(values)) == pytest.approx(ends(mean_interval(values[::-1])), abs=0.02)
+
+
+def test_where_bca_is_undefined_the_percentile_interval_is_named() -> None:
+    # No resample of 40 distinct values has 40 distinct ones again: every one is on the same side of the estimate.
+    found = bootstrap_interval(np.arange(40.0), lambda sample: len(np.unique(sample)), **FEW)
+    assert found.method == "percentile bootstrap"
+    assert found.estimate == 40
+    expected = 40 * (1 - (1 - 1 / 40) ** 40)
+    assert expected - 8 < found.low < expected < found.high < 40
+
+
+def test_equal_values_give_a_width_of_zero() -> None:
+    values = np.full(40, 0.1)
+    for found in (mean_interval(values, **FEW), cvar_interval(values, 0.5, **FEW)):
+        assert (found.estimate, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_lists_and_tensors_are_values_too() -> None:
+    values = normal(30).astype(np.float32)
+    assert mean_interval(torch.from_numpy(values), **FEW) == mean_interval(values.tolist(), **FEW)
+
+
+def test_memory_is_bounded_whatever_the_number_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(under_test, "_BATCH_ELEMENTS", 1000)
+    seen: list[int] = []
+
+    def mean(sample: np.ndarray, axis: int) -> np.ndarray:
+        seen.append(sample.size)
+        return sample.mean(axis=axis)
+
+    found = bootstrap_interval(normal(300), mean, **FEW)
+    assert max(seen) <= 1000
+    assert sum(seen) >= 300 * 200
+    assert ends(found) == pytest.approx(ends(mean_interval(normal(300), **FEW)), abs=0.05)
+
+    drawn: list[int] = []
+    inner = under_test._cvar_and_error
+    monkeypatch.setattr(
+        under_test, "_cvar_and_error", lambda tables, alpha: drawn.append(tables[0].size) or inner(tables, alpha)
+    )
+    assert width(cvar_interval(normal(300), 0.1, **FEW)) > 0
+    assert max(drawn) <= 1000
+    assert sum(drawn) == 300 + 300 * 200
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0], "values: got 1 rows, expected at least 2 prompts"),
+        ([], r"values: got shape \[0\]"),
+        (np.zeros((2, 2, 2)), r"values: got shape \[2, 2, 2\], expected \[n\] or \[n, m\]"),
+        ([1.0, math.nan, math.inf], "values: got 2 values that are NaN or infinite"),
+    ],
+)
+def test_values_without_an_interval_are_refused(values, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(values, np.mean)
+    with pytest.raises(ValueError, match=message):
+        mean_interval(values)
+
+
+@pytest.mark.parametrize("statistic", [np.std, np.mean])
+def test_a_statistic_that_leaves_a_column_is_refused(statistic) -> None:
+    with pytest.raises(ValueError, match="statistic: got shape .* expected one finite number for each of"):
+        bootstrap_interval(normal(20, m=2), statistic, **FEW)
+
+
+def test_a_statistic_that_gives_nan_or_a_list_is_refused() -> None:
+    for statistic in (lambda sample: math.nan, lambda sample: [1.0, 2.0]):
+        with pytest.raises(ValueError, match="expected one finite number"):
+            bootstrap_interval(normal(20), statistic, **FEW)
+
+
+def test_conveniences_want_one_value_per_prompt() -> None:
+    for call in (mean_interval, lambda v: cvar_interval(v, 0.5), lambda v: paired_cvar_interval(v, v, 0.5)):
+        with pytest.raises(ValueError, match=r"got shape \[20, 2\], expected \[n\]"):
+            call(normal(20, m=2))
+
+
+# Pairs
+
+
+def test_paired_mean_is_the_interval_of_the_differences() -> None:
+    a, b = normal(80, 1), normal(80, 2)
+    found, expected = paired_bootstrap(a, b, np.mean, **FEW), bootstrap_interval(a - b, np.mean, **FEW)
+    assert (found.estimate, found.low, found.high) == pytest.approx((expected.estimate, *ends(expected)), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "paired",
+    [
+        functools.partial(paired_bootstrap, statistic=np.mean),
+        functools.partial(paired_bootstrap, statistic=lambda sample: float(np.mean(sample))),
+        functools.partial(paired_cvar_interval, alpha=0.2),
+    ],
+)
+def test_what_the_prompts_have_in_common_cancels_out(paired) -> None:
+    prompt = 5 * normal(200, 1)
+    a, b = prompt + 0.3 * normal(200, 2) + 0.5, prompt + 0.3 * normal(200, 3)
+    together, apart = paired(a, b, **FEW), paired(a, np.roll(b, 1), **FEW)
+    assert together.excludes()
+    assert not apart.excludes()
+    assert width(together) < width(apart) / 4
+    assert together.low < 0.5 < together.high
+    assert paired(b, a, **FEW).estimate == pytest.approx(-together.estimate)
+    assert paired(a, a, **FEW) == paired(b, b, **FEW)
+    assert ends(paired(a, a, **FEW)) == (0, 0)
+
+
+def test_pairs_of_several_values() -> None:
+    a, b = normal(40, 1, m=3), normal(40, 2, m=3)
+    found = paired_bootstrap(a, b, lambda sample, axis: sample.max(axis=-1).mean(axis=axis), **FEW)
+    assert found == paired_bootstrap(a.max(1), b.max(1), np.mean, **FEW)
+
+
+@pytest.mark.parametrize(
+    "paired",
+    [functools.partial(paired_bootstrap, statistic=np.mean), functools.partial(paired_cvar_interval, alpha=0.5)],
+)
+def test_pairs_of_different_prompts_are_refused(paired) -> None:
+    with pytest.raises(ValueError, match=r"b: got shape \[19\], expected \[20\]: the same prompts as in a"):
+        paired(normal(20), normal(19))
+    with pytest.raises(ValueError, match="b: got 1 values that are NaN"):
+        paired(normal(2), [1.0, math.nan])
+
+
+@pytest.mark.parametrize(
+    "paired",
+    [functools.partial(paired_bootstrap, statistic=np.mean), functools.partial(paired_cvar_interval, alpha=0.5)],
+)
+def test_settings_of_pairs_matter(paired) -> None:
+    a, b = normal(60, 1), normal(60, 2)
+    base = paired(a, b, **FEW)
+    assert width(paired(a, b, confidence=0.5, **FEW)) < width(base)
+    assert ends(paired(a, b, resamples=400)) != ends(base) != ends(paired(a, b, seed=1, **FEW))
+
+
+# CVaR
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=40), st.integers(1, 100).map(lambda n: n / 100))
+def test_tail_mean_agrees_with_the_training_time_cvar(row: list[float], alpha: float) -> None:
+    expected = cvar(torch.tensor(row, dtype=torch.float64), alpha).item()
+    assert lower_tail_mean(np.array(row), alpha) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_tail_mean_over_an_axis(axis: int) -> None:
+    values = normal(12, m=7)
+    expected = [lower_tail_mean(line, 0.3) for line in np.moveaxis(values, axis, -1)]
+    assert lower_tail_mean(values, 0.3, axis=axis) == pytest.approx(np.array(expected))
+
+
+def test_studentised_interval_agrees_with_a_loop() -> None:
+    values, alpha, resamples = normal(50), 0.3, 200
+
+    def tail_and_error(sample: np.ndarray) -> tuple[float, float]:
+        ordered = np.sort(sample)
+        influence = [min(x - ordered[14], 0.0) / alpha for x in ordered]
+        return ordered[:15].mean(), standard.pstdev(influence) / math.sqrt(50)
+
+    rows = np.random.default_rng(5).integers(50, size=(resamples, 50))
+    estimate, error = tail_and_error(values)
+    t = [(e - estimate) / s for e, s in (tail_and_error(values[row]) for row in rows)]
+    found = cvar_interval(values, alpha, confidence=0.9, resamples=resamples, seed=5)
+    assert found.estimate == pytest.approx(estimate, abs=1e-12)
+    assert found.low == pytest.approx(estimate - np.quantile(t, 0.95) * error, abs=1e-10)
+    assert found.high == pytest.approx(estimate - np.quantile(t, 0.05) * error, abs=1e-10)
+    assert (found.method, found.n, found.confidence) == ("studentised bootstrap", 50, 0.9)
+
+
+def test_paired_cvar_is_the_difference_of_the_two() -> None:
+    a, b = normal(80, 1), normal(80, 2)
+    found = paired_cvar_interval(a, b, 0.25, **FEW)
+    assert found.estimate == pytest.approx(lower_tail_mean(a, 0.25) - lower_tail_mean(b, 0.25))
+    assert found.low < found.estimate < found.high
+    zeros = paired_cvar_interval(a, np.zeros(80), 0.25, **FEW)
+    assert ends(zeros) == pytest.approx(ends(cvar_interval(a, 0.25, **FEW)))
+
+
+def test_alpha_matters_and_one_is_the_mean() -> None:
+    values = normal(200)
+    assert cvar_interval(values, 0.1, **FEW).high < cvar_interval(values, 0.5, **FEW).low
+    whole = cvar_interval(values, 1.0)
+    assert whole.estimate == pytest.approx(values.mean())
+    assert ends(whole) == pytest.approx(ends(mean_interval(values)), abs=0.02)
+
+
+def test_scores_that_tie_throughout_the_tail_fall_back_on_bca() -> None:
+    values = np.repeat([0.0, 1.0], [11, 89])
+    found = cvar_interval(values, 0.12, **FEW)
+    assert found.estimate == pytest.approx(1 / 12)
+    assert found.method in {"BCa bootstrap", "percentile bootstrap"}
+    assert 0 <= found.low <= found.estimate <= found.high <= 1
+
+
+def test_a_tail_of_few_prompts_has_no_finite_interval() -> None:
+    values = normal(100)
+    few, enough = (cvar_interval(values, size / 100, **FEW) for size in (LEAST_TAIL - 1, LEAST_TAIL))
+    assert ends(few) == (-math.inf, math.inf)
+    assert few.method == "none: fewer than 10 prompts in the tail"
+    assert few.estimate == pytest.approx(np.sort(values)[: LEAST_TAIL - 1].mean())
+    assert math.isfinite(width(enough))
+
+
+def test_a_tail_that_no_prompt_represents_is_refused() -> None:
+    for call in (
+        lambda n: cvar_interval(normal(n), 0.1),
+        lambda n: paired_cvar_interval(normal(n), normal(n), 0.1),
+        lambda n: anderson_cvar_bound(normal(n), 0.1, minimum=-9.0),
+    ):
+        with pytest.raises(
+            ValueError, match=r"alpha: got 0\.1 of 9 values, less than one; expected at least 10 values"
+        ):
+            call(9)
+        assert math.isfinite(call(10).estimate)
+    with pytest.raises(ValueError, match=r"got 1\.5, expected more than 0 and at most 1"):
+        cvar_interval(normal(10), 1.5)
+
+
+def test_nominal_95_percent_intervals_cover_93_percent_and_more() -> None:
+    """1000 experiments of 500 unit-normal scores, whose mean is 0 and whose CVaR10 is -φ(z)/0.1 at the 10 % point z."""
+    generator = np.random.default_rng(0)
+    tail_mean = -stats.norm.pdf(stats.norm.ppf(0.1)) / 0.1
+    covered = np.zeros(2)
+    for seed in range(1000):
+        values = generator.normal(size=500)
+        found = mean_interval(values, resamples=300, seed=seed), cvar_interval(values, 0.1, resamples=300, seed=seed)
+        covered += [not found[0].excludes(0.0), not found[1].excludes(tail_mean)]
+    assert (covered / 1000 >= 0.93).all(), covered / 1000
+    assert (covered / 1000 <= 0.98).all(), covered / 1000
+
+
+# Quantiles
+
+
+@pytest.mark.parametrize("level", [0.01, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_quantile_interval_agrees_with_scipy(level: float, confidence: float) -> None:
+    values = normal(500)
+    expected = stats.quantile_test(values, p=level).confidence_interval(confidence)
+    found = quantile_interval(values, level, confidence=confidence)
+    assert ends(found) == tuple(expected)
+    assert found.estimate == np.quantile(values, level, method="inverted_cdf")
+    assert found.low <= found.estimate <= found.high
+
+
+@given(st.integers(1, 60), st.integers(1, 99), st.sampled_from([0.5, 0.9, 0.95]))
+def test_quantile_interval_errs_no_more_than_promised(n: int, hundredths: int, confidence: float) -> None:
+    level = hundredths / 100
+    found = quantile_interval(np.arange(1.0, n + 1), level, confidence=confidence)
+    chance = [math.comb(n, k) * level**k * (1 - level) ** (n - k) for k in range(n + 1)]
+    too_high = sum(chance[: int(found.low)]) if found.low > 0 else 0.0  # fewer than `low` values below the quantile
+    too_low = sum(chance[int(found.high) :]) if found.high <= n else 0.0
+    assert max(too_high, too_low) <= (1 - confidence) / 2 + 1e-12
+
+
+def test_quantile_interval_says_when_the_values_are_too_few() -> None:
+    assert ends(quantile_interval([3.0, 1.0, 2.0], 0.5)) == (-math.inf, math.inf)
+    found = quantile_interval(np.arange(100.0), 0.01)
+    assert found.low == -math.inf
+    assert math.isfinite(found.high)
+    for level in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"level: got {level}, expected more than 0 and less than 1"):
+            quantile_interval([1.0, 2.0], level)
+
+
+def test_dkw_band_by_hand() -> None:
+    band = dkw_band([3.0, 1.0, 2.0, 2.0], confidence=0.5)
+    reach = math.sqrt(math.log(4) / 8)
+    assert band.x.tolist() == [1, 2, 2, 3]
+    assert band.low.tolist() == pytest.approx([0, 0.75 - reach, 0.75 - reach, 1 - reach])
+    assert band.high.tolist() == pytest.approx([0.25 + reach, 1, 1, 1])
+    assert (dkw_band(normal(50), 0.99).high - dkw_band(normal(50), 0.9).high).max() > 0
+
+
+def test_dkw_band_holds_the_whole_distribution_as_often_as_promised() -> None:
+    generator, held = np.random.default_rng(0), 0
+    for _ in range(2000):
+        band = dkw_band(generator.uniform(size=60), confidence=0.8)
+        # F is x itself. Between two values the band stays while F rises to the next value.
+        rise = np.append(band.x[1:], 1.0)
+        held += bool((band.low <= band.x).all() and (rise <= band.high).all())
+    assert 0.78 <= held / 2000 <= 0.9
+
+
+# Rates
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (10, 10), (7, 500)])
+def test_clopper_pearson_agrees_with_beta_quantiles(successes: int, n: int) -> None:
+    def lower(error: float) -> float:
+        return stats.beta.ppf(error, successes, n - successes + 1) if successes else 0.0
+
+    def upper(error: float) -> float:
+        return stats.beta.ppf(1 - error, successes + 1, n - successes) if successes < n else 1.0
+
+    expected = {"two-sided": (lower(0.05), upper(0.05)), "lower": (lower(0.1), 1.0), "upper": (0.0, upper(0.1))}
+    for side, pair in expected.items():
+        found = clopper_pearson(successes, n, 0.9, side)
+        assert ends(found) == pytest.approx(pair, abs=1e-9)
+        assert (found.estimate, found.n, found.method) == (successes / n, n, f"Clopper-Pearson, {side}")
+
+
+def test_clopper_pearson_never_covers_less_than_it_says() -> None:
+    n, kept = 25, [clopper_pearson(k, 25, 0.95) for k in range(26)]
+    for p in np.linspace(0.01, 0.99, 99):
+        missed = sum(stats.binom.pmf(k, n, p) for k in range(n + 1) if kept[k].excludes(p))
+        assert missed <= 0.05 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-1, 5), "successes, n: got -1 of 5"),
+        ((6, 5), "successes, n: got 6 of 5"),
+        ((0, 0), "successes, n: got 0 of 0"),
+        ((1, 5, 1.0), "confidence: got 1.0"),
+        ((1, 5, 0.9, "both"), "side: got 'both', expected one of 'two-sided', 'lower', 'upper'"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        clopper_pearson(*arguments)
+
+
+@pytest.mark.parametrize(("p", "delta"), [(0.01, 0.05), (0.05, 0.05), (0.5, 0.25), (0.1, 0.81), (0.9, 0.5)])
+@pytest.mark.parametrize("failures", [0, 1, 4])
+def test_prompts_needed_agree_with_a_search(p: float, delta: float, failures: int) -> None:
+    def chance(n: int) -> float:
+        return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(failures + 1))
+
+    expected = next(n for n in range(failures + 1, 2000) if chance(n) <= delta + 1e-12)
+    assert prompts_needed_for_rate(p, delta, failures=failures) == expected
+
+
+@pytest.mark.parametrize("failures", [0, 3])
+def test_as_many_prompts_as_needed_support_the_claim_and_one_fewer_do_not(failures: int) -> None:
+    n = prompts_needed_for_rate(0.02, 0.1, failures=failures)
+    assert clopper_pearson(failures, n, 0.9, "upper").high <= 0.02
+    assert clopper_pearson(failures, n - 1, 0.9, "upper").high > 0.02
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0.0, 0.1, 0), "p: got 0.0"), ((0.1, 1.0, 0), "delta: got 1.0"), ((0.1, 0.1, -1), "failures: got -1")],
+)
+def test_claims_that_cannot_be_are_refused(arguments: tuple[float, float, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prompts_needed_for_rate(arguments[0], arguments[1], failures=arguments[2])
+
+
+# A bound that holds for every n
+
+
+def envelope_cvar(values: np.ndarray, alpha: float, minimum: float, confidence: float) -> float:
+    """CVaR of the distribution function min(1, F_n + ε), by integrating its quantile function numerically."""
+    n, points = len(values), 400_000
+    reach = math.sqrt(math.log(1 / (1 - confidence)) / (2 * n))
+    p = (np.arange(points) + 0.5) / points * alpha
+    rank = np.clip(np.ceil((p - reach) * n).astype(int), 1, n)
+    return float(np.where(p <= reach, minimum, np.sort(values)[rank - 1]).mean())
+
+
+@pytest.mark.parametrize(
+    ("n", "alpha", "minimum", "confidence"),
+    [(200, 0.1, 0.0, 0.95), (200, 0.5, 0.0, 0.95), (200, 1.0, -1.0, 0.95), (1000, 0.2, 0.0, 0.99), (37, 0.3, 0.0, 0.5)],
+)
+def test_anderson_bound_agrees_with_an_integral(n: int, alpha: float, minimum: float, confidence: float) -> None:
+    values = np.random.default_rng(0).uniform(size=n)
+    found = anderson_cvar_bound(values, alpha, minimum=minimum, confidence=confidence)
+    assert found.low == pytest.approx(envelope_cvar(values, alpha, minimum, confidence), abs=1e-5)
+    assert found.estimate == pytest.approx(lower_tail_mean(values, alpha))
+    assert minimum <= found.low < found.estimate
+    assert (found.high, found.n, found.confidence) == (math.inf, n, confidence)
+
+
+def test_every_setting_of_the_bound_matters() -> None:
+    values = np.random.default_rng(0).uniform(size=500)
+    base = anderson_cvar_bound(values, 0.2, minimum=0.0).low
+    assert anderson_cvar_bound(values, 0.4, minimum=0.0).low > base
+    assert anderson_cvar_bound(values, 0.2, minimum=-1.0).low < base
+    assert anderson_cvar_bound(values, 0.2, minimum=0.0, confidence=0.99).low < base
+    assert anderson_cvar_bound(np.tile(values, 4), 0.2, minimum=0.0).low > base
+
+
+def test_a_tail_within_the_band_gives_the_minimum() -> None:
+    assert anderson_cvar_bound(np.ones(50), 0.1, minimum=-3.0).low == pytest.approx(-3)
+
+
+def test_anderson_bound_holds_as_often_as_promised() -> None:
+    generator, truth = np.random.default_rng(0), 0.25  # CVaR50 of uniform scores
+    held = [
+        anderson_cvar_bound(generator.uniform(size=80), 0.5, minimum=0.0, confidence=0.8).low <= truth
+        for _ in range(1000)
+    ]
+    assert np.mean(held) >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"minimum": 0.5}, r"minimum: got 0\.5, expected at most the least value, 0\.0"),
+        ({"minimum": math.nan}, "minimum: got nan"),
+        ({"confidence": 0.4}, r"confidence: got 0\.4, expected at least 0\.5 and less than 1"),
+        ({"confidence": 1.0}, r"confidence: got 1\.0"),
+    ],
+)
+def test_bounds_that_would_not_hold_are_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        anderson_cvar_bound(np.linspace(0, 1, 50), 0.5, **({"minimum": 0.0} | change))
+
+
+# Seeds
+
+
+def test_mean_and_deviation_over_seeds_agree_with_the_standard_library() -> None:
+    figures = [1.26, 1.31, 1.19, 1.4]
+    found = mean_sd(figures)
+    assert found == pytest.approx((standard.mean(figures), standard.stdev(figures), 4))
+    single = mean_sd([2.0])
+    assert (single.mean, single.n) == (2.0, 1)
+    assert math.isnan(single.sd)
+    with pytest.raises(ValueError, match=r"got shape \[0\]"):
+        mean_sd([])

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_rarlhf.figures import draw_score_distributions, worst_share_means
+from lightning_rarlhf.functional.statistics import cvar_interval
+
+PNG = b"\x89PNG\r\n\x1a\n"
+WIDTH, HEIGHT = slice(16, 20), slice(20, 24)
+
+
+def scores(count: int = 200, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=count) + shift
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    header = picture.read_bytes()[:24]
+    return int.from_bytes(header[WIDTH]), int.from_bytes(header[HEIGHT])
+
+
+def test_worst_share_means_by_hand() -> None:
+    means = worst_share_means([4.0, -10.0, 2.0, 0.0])  # shares hold 1, 2, 3, 4 scores up to 25, 50, 75, 100 %
+    assert means[0] == means[24] == -10.0
+    assert means[25] == means[49] == -5.0
+    assert means[50] == means[74] == pytest.approx(-8 / 3)
+    assert means[99] == -1.0
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=60))
+def test_worst_share_means_rise_from_the_minimum_to_the_mean(values: list[float]) -> None:
+    means = worst_share_means(values)
+    assert means[0] == min(values)
+    assert means[99] == pytest.approx(np.mean(values), abs=1e-9)
+    assert (np.diff(means) >= -1e-9).all()
+
+
+def test_the_curve_passes_through_the_marked_cvar() -> None:
+    values = scores(237)
+    assert worst_share_means(values)[9] == pytest.approx(cvar_interval(values, 0.1, resamples=200).estimate)
+
+
+@pytest.mark.parametrize("policies", [1, 3, 5])
+def test_a_picture_has_a_row_for_each_policy(tmp_path: Path, policies: int) -> None:
+    named = {f"policy {number}": scores(shift=number) for number in range(policies)}
+    path = draw_score_distributions(named, tmp_path / "new" / "picture.png", title="a title")
+    assert path.read_bytes().startswith(PNG)
+    assert size_of(path) == (1650, round(150 * (2.3 + 1.2 * max(2, policies))))
+    assert [file.name for file in path.parent.iterdir()] == ["picture.png"]
+
+
+def test_the_picture_depends_on_every_score(tmp_path: Path) -> None:
+    named = {"before": scores(), "after": scores(shift=1.0)}
+    first = draw_score_distributions(named, tmp_path / "first.png", title="t").read_bytes()
+    again = draw_score_distributions(named, tmp_path / "again.png", title="t").read_bytes()
+    named["after"] = named["after"].copy()
+    named["after"][named["after"].argmin()] -= 3.0
+    other = draw_score_distributions(named, tmp_path / "other.png", title="t").read_bytes()
+    assert first == again
+    assert first != other
+
+
+def test_scores_that_are_all_equal_make_a_picture(tmp_path: Path) -> None:
+    path = draw_score_distributions({"one": np.ones(50), "two": np.ones(50)}, tmp_path / "p.png", title="t")
+    assert path.read_bytes().startswith(PNG)
+
+
+def test_the_picture_in_place_stays_when_a_new_one_fails(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="NaN"):
+        draw_score_distributions({"one": [1.0, float("nan"), 2.0]}, path, title="t")
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("count", "policies", "complaint"),
+    [
+        (50, 0, "got 0 policies, expected 1 to 5"),
+        (50, 6, "got 6 policies, expected 1 to 5"),
+        (9, 1, "at least 10 values"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path, count: int, policies: int, complaint: str) -> None:
+    named = {str(number): scores(count) for number in range(policies)}
+    with pytest.raises(ValueError, match=complaint):
+        draw_score_distributions(named, tmp_path / "p.png", title="t")
+    assert not list(tmp_path.iterdir())
