@@ -16,7 +16,7 @@ from datamodules import (
     TextFileDataModule,
 )
 from lightning_rarlhf.cli import TrainCLI
-from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.errors import mistake_behind
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
@@ -42,8 +42,11 @@ def main(args: ArgsType = None) -> None:
     """Parse `args` (none = the command line) and run. A mistake of the user's is one line and exit status 2."""
     try:
         TrainCLI(LanguageModule, PromptDataModule, args=args)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except ValueError as error:
+        mistake = mistake_behind(error)
+        if mistake is None:
+            raise
+        sys.stderr.write(f"error: {mistake}\n")
         raise SystemExit(2) from None
 
 

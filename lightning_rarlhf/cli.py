@@ -11,6 +11,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from callbacks.run_checkpoint import RunCheckpoint
 from lightning_rarlhf.cli_errors import condense
+from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.quiet import quiet
 
 _USAGE = "train.py {name} --config FILE [--config OVERLAY] [--model.KEY VALUE] [--data.KEY VALUE] [--trainer.KEY VALUE]"
@@ -59,7 +60,18 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
 
     def _parse_ckpt_path(self) -> None:
-        """Do not let a checkpoint's hyperparameters override what the user says; Lightning's own method would."""
+        """Require the checkpoint, and do no more: Lightning's own method lets its settings override the user's.
+
+        Raises:
+            UserError: no such file; for ``last``, none in the run's folder (Lightning would start afresh).
+        """
+        config = self.config[self.config.subcommand]
+        asked = config.get("ckpt_path")
+        path = Path(config.checkpoint.dirpath) / "last.ckpt" if asked == "last" else Path(asked or ".")
+        if asked not in (None, "best") and not path.exists():
+            raise UserError(
+                f"ckpt_path {asked}: there is no {path}; give a checkpoint, or leave ckpt_path out to start afresh"
+            )
 
     def after_instantiate_classes(self) -> None:
         """Tell the module the full configuration, for the result files."""

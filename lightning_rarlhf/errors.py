@@ -5,6 +5,13 @@ class UserError(ValueError):
     """Raised for input that the user can mend; ``train.py`` prints its text alone, without a traceback."""
 
 
+def mistake_behind(error: BaseException | None) -> UserError | None:
+    """The `UserError` that `error` is, or that a library wrapped into it; None if there is none."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 class DataError(UserError):
     """A dataset that cannot be read, lacks a column or a class, or has no row left after the filters."""
 

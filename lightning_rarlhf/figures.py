@@ -84,6 +84,9 @@ def draw_score_distributions(
     if not 1 <= len(scores) <= len(PALETTE):
         raise ValueError(f"scores: got {len(scores)} policies, expected 1 to {len(PALETTE)}")
     samples = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
+    for name, values in samples.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"scores: {name} has {int((~np.isfinite(values)).sum())} that are NaN or infinite")
     with rc_context(_STYLE):
         figure = _compose(samples, title, subtitle, unit, alpha)
         FigureCanvasAgg(figure)
@@ -183,7 +186,11 @@ def _label_rows(rows: list[Axes], unit: str, alpha: float) -> None:
         axes.tick_params(length=0, labelbottom=axes is rows[-1])
         axes.grid(axis="x", color=_FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
-    rows[0].set_title(f"share of outputs per bin (%); darker: the worst {100 * alpha:g} %", loc="left", fontsize=10)
+    rows[0].set_title(
+        f"share of outputs per bin (%), each to its own scale; darker: the worst {100 * alpha:g} %",
+        loc="left",
+        fontsize=10,
+    )
     rows[-1].set_xlabel(f"score ({unit})")
 
 

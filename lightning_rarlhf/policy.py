@@ -212,8 +212,9 @@ def _check_split(model: LanguageModel) -> None:
     if model.lm.device.type == "meta":
         return
     ids = torch.arange(2, device=model.lm.device)[None]
-    direct = model.lm(input_ids=ids).logits
-    split = model.head(model.trunk(ids, torch.ones_like(ids, dtype=torch.bool)))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    direct = model.lm(input_ids=ids, attention_mask=mask.long()).logits
+    split = model.head(model.trunk(ids, mask))
     if not torch.allclose(direct.float(), split.float(), rtol=1e-2, atol=1e-2):
         name = type(model.lm).__name__
         raise ModelError(f"{name} changes its logits after the output layer; this architecture is not supported")

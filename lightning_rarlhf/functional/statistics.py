@@ -1,12 +1,10 @@
-"""Intervals for evaluation: what a finite set of prompts lets one say.
+"""Bootstrap intervals for evaluation: what a finite set of prompts lets one say.
 
 A prompt is the unit that is resampled: rows of `values` are prompts, and whatever was measured on one prompt (several
 completions, several scores, two methods) stays together. Everything is computed in float64 with NumPy; SciPy is
-imported where it is needed.
+imported where it is needed. Bounds that hold for every n and every distribution are in `bounds`.
 
-Sources: Efron, "Better bootstrap confidence intervals", 1987 (BCa); Massart, "The tight constant in the Dvoretzky-
-Kiefer-Wolfowitz inequality", 1990; Clopper and Pearson, 1934; Anderson, "Confidence limits for the expected value of an
-arbitrary bounded random variable", 1969, carried over to CVaR by Thomas and Learned-Miller, 2019.
+Source: Efron, "Better bootstrap confidence intervals", 1987 (BCa).
 """
 
 from __future__ import annotations
@@ -16,26 +14,19 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lightning_rarlhf.functional.checks import Array, as_values, as_vector, require_open_unit, require_tail
 from lightning_rarlhf.functional.risk import tail_size
 
-Array = NDArray[np.float64]
 Statistic = Callable[..., Any]
 """From one sample, [n] or [n, m], to a number; or, if it has a parameter `axis`, from many samples stacked in front,
 [r, n] or [r, n, m], to one number each, [r], by reducing that axis (and [m]). The second kind is much faster."""
-Side = Literal["two-sided", "lower", "upper"]
 Rows = NDArray[np.int64]
 _OfRows = Callable[..., Array]
-
-_ALTERNATIVES: dict[Side, Literal["two-sided", "greater", "less"]] = {
-    "two-sided": "two-sided",
-    "lower": "greater",
-    "upper": "less",
-}
 
 LEAST_TAIL = 10
 """prompts that a tail must hold for its mean to be given an interval"""
@@ -63,17 +54,6 @@ class Interval:
     def excludes(self, value: float = 0.0) -> bool:
         """Whether `value` is outside: only an interval that excludes 0 makes a difference a difference."""
         return not self.low <= value <= self.high
-
-
-class Band(NamedTuple):
-    """A simultaneous confidence band for a cumulative distribution function F."""
-
-    x: Array
-    """[n], the values in ascending order"""
-    low: Array
-    """[n], F(x) is at least this"""
-    high: Array
-    """[n], F(x) is at most this"""
 
 
 class MeanSD(NamedTuple):
@@ -104,7 +84,7 @@ def bootstrap_interval(
     BCa (bias-corrected, accelerated) corrects for a biased or skewed statistic, which the percentile method ignores.
     Where its correction is undefined (every resample lies on one side of the estimate) the percentile interval is
     given, and `method` says so. Values that are all equal give an interval of width 0: for a rate use
-    `clopper_pearson`, which knows better.
+    `bounds.clopper_pearson`, which knows better.
 
     Args:
         values: [n] or [n, m], one row per prompt, finite.
@@ -117,7 +97,7 @@ def bootstrap_interval(
         ValueError: if there are fewer than 2 prompts, values that are not finite, an argument out of range, or a
             statistic that does not give one finite number per sample.
     """
-    table = _as_values("values", values, least=2)
+    table = as_values("values", values, least=2)
     return _bca(_on_rows(table, statistic), table.shape, confidence=confidence, resamples=resamples, seed=seed)
 
 
@@ -160,7 +140,7 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95, resamples: int
     >>> mean_interval([1.0, 2.0, 3.0, 4.0]).estimate
     2.5
     """
-    table = _as_vector(values, least=2)
+    table = as_vector(values, least=2)
     return bootstrap_interval(table, np.mean, confidence=confidence, resamples=resamples, seed=seed)
 
 
@@ -187,7 +167,7 @@ def cvar_interval(
     Raises:
         ValueError: if αn < 1, a tail that no prompt represents, or as `bootstrap_interval` does.
     """
-    table = _as_vector(values, least=2)
+    table = as_vector(values, least=2)
     return _studentised_cvar([table], alpha, confidence=confidence, resamples=resamples, seed=seed)
 
 
@@ -213,165 +193,6 @@ def paired_cvar_interval(
     return _studentised_cvar(pair, alpha, confidence=confidence, resamples=resamples, seed=seed)
 
 
-def quantile_interval(values: ArrayLike, level: float, *, confidence: float = 0.95) -> Interval:
-    """Exact interval of one quantile from order statistics: no assumption about the distribution.
-
-    The number of values below the quantile is binomial; either end errs with at most half of 1 - confidence.
-
-    Args:
-        values: [n], finite.
-        level: of the quantile, in (0, 1); 0.1 = the value that a tenth of the distribution does not exceed.
-        confidence: coverage at least, in (0, 1).
-
-    Returns:
-        estimate inf{x : F(x) ≥ level}; an end is infinite where n is too small for a finite one.
-
-    Raises:
-        ValueError: if `values` is empty, not [n] or not finite, or an argument is out of range.
-    """
-    from scipy import stats
-
-    ordered = np.sort(_as_vector(values))
-    _require_open_unit("level", level)
-    _require_open_unit("confidence", confidence)
-    n = len(ordered)
-    count = np.arange(n)
-    error = (1 - confidence) / 2
-    lower = int((stats.binom.cdf(count, n, level) <= error).sum())
-    upper = int((stats.binom.sf(count, n, level) > error).sum())
-    return Interval(
-        estimate=float(ordered[tail_size(n, level) - 1]),
-        low=float(ordered[lower - 1]) if lower else -math.inf,
-        high=float(ordered[upper]) if upper < n else math.inf,
-        confidence=confidence,
-        n=n,
-        method="order statistics",
-    )
-
-
-def dkw_band(values: ArrayLike, confidence: float = 0.95) -> Band:
-    """Dvoretzky-Kiefer-Wolfowitz band: with this confidence it holds the whole distribution function at once.
-
-    F_n ± √(ln(2/(1 - confidence))/(2n)), cut to [0, 1] (Massart's constant).
-
-    Args:
-        values: [n], finite.
-        confidence: in (0, 1).
-
-    Raises:
-        ValueError: if `values` is empty, not [n] or not finite, or `confidence` is out of range.
-    """
-    x = np.sort(_as_vector(values))
-    _require_open_unit("confidence", confidence)
-    reach = math.sqrt(math.log(2 / (1 - confidence)) / (2 * len(x)))
-    share = np.searchsorted(x, x, side="right") / len(x)
-    return Band(x, np.maximum(share - reach, 0.0), np.minimum(share + reach, 1.0))
-
-
-def clopper_pearson(successes: int, n: int, confidence: float = 0.95, side: Side = "two-sided") -> Interval:
-    """Exact binomial interval of a rate; never narrower than its confidence says.
-
-    Args:
-        successes: times that it happened, 0 to n.
-        n: prompts, at least 1.
-        confidence: coverage at least, in (0, 1).
-        side: "upper" claims only "the rate is at most high" (low is 0), "lower" only "at least low" (high is 1).
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    >>> round(clopper_pearson(0, 299, side="upper").high, 4)
-    0.01
-    """
-    from scipy import stats
-
-    if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"successes, n: got {successes} of {n}, expected 0 to n of at least 1")
-    _require_open_unit("confidence", confidence)
-    if side not in _ALTERNATIVES:
-        raise ValueError(f"side: got {side!r}, expected one of {', '.join(map(repr, _ALTERNATIVES))}")
-    ends = stats.binomtest(successes, n, alternative=_ALTERNATIVES[side]).proportion_ci(confidence, method="exact")
-    return Interval(
-        estimate=successes / n,
-        low=float(ends.low),
-        high=float(ends.high),
-        confidence=confidence,
-        n=n,
-        method=f"Clopper-Pearson, {side}",
-    )
-
-
-def prompts_needed_for_rate(p: float, delta: float, *, failures: int = 0) -> int:
-    """Fewest prompts that support "the rate is at most p, with confidence 1 - delta" when so many of them fail.
-
-    The smallest n with P(Binomial(n, p) ≤ failures) ≤ delta, which is where the upper `clopper_pearson` end reaches p.
-
-    Args:
-        p: claimed rate, in (0, 1).
-        delta: chance of a wrong claim, in (0, 1).
-        failures: failures among the prompts that shall still be allowed.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    >>> prompts_needed_for_rate(0.01, 0.05)
-    299
-    """
-    from scipy import stats
-
-    _require_open_unit("p", p)
-    _require_open_unit("delta", delta)
-    if failures < 0:
-        raise ValueError(f"failures: got {failures}, expected at least 0")
-    allowed = delta * (1 + 1e-12)  # so that rounding error costs no prompt where the two are equal
-    enough = failures + 1
-    while stats.binom.cdf(failures, enough, p) > allowed:
-        enough *= 2
-    least = failures
-    while enough - least > 1:
-        middle = (least + enough) // 2
-        least, enough = (least, middle) if stats.binom.cdf(failures, middle, p) <= allowed else (middle, enough)
-    return enough
-
-
-def anderson_cvar_bound(values: ArrayLike, alpha: float, *, minimum: float, confidence: float = 0.95) -> Interval:
-    """Lower confidence bound of the lower-tail CVaR of scores that cannot be below `minimum`, valid for every n.
-
-    One-sided DKW: with this confidence F ≤ F_n + ε everywhere, ε = √(ln(1/(1 - confidence))/(2n)). The worst
-    distribution that this allows has mass ε at `minimum` and lacks as much at its upper end; its CVaR is the bound.
-    It holds for (1/α) ∫_0^α q_p dp, hence also for E[R | R ≤ q_α], which is never less.
-
-    Args:
-        values: [n], one score per fresh prompt, finite.
-        alpha: risk level in (0, 1].
-        minimum: least score possible, known before looking at the values; a raw logit has none.
-        confidence: in [0.5, 1), where the one-sided inequality is known to hold.
-
-    Returns:
-        `low` is the bound, `high` is inf.
-
-    Raises:
-        ValueError: if a value is below `minimum`, αn < 1, or an argument is out of range.
-    """
-    ordered = np.sort(_as_vector(values))
-    _require_tail(len(ordered), alpha)
-    if not 0.5 <= confidence < 1:
-        raise ValueError(f"confidence: got {confidence}, expected at least 0.5 and less than 1")
-    if not ordered[0] >= minimum:
-        raise ValueError(f"minimum: got {minimum}, expected at most the least value, {ordered[0]}")
-    n = len(ordered)
-    reach = min(alpha, math.sqrt(math.log(1 / (1 - confidence)) / (2 * n)))
-    mass = np.diff(np.minimum(reach + np.arange(n + 1) / n, alpha))
-    return Interval(
-        estimate=float(lower_tail_mean(ordered, alpha)),
-        low=float((reach * minimum + mass @ ordered) / alpha),
-        high=math.inf,
-        confidence=confidence,
-        n=n,
-        method="Anderson/DKW, lower",
-    )
-
-
 def mean_sd(seeds: ArrayLike) -> MeanSD:
     """Mean and sample standard deviation of one figure over training seeds.
 
@@ -384,7 +205,7 @@ def mean_sd(seeds: ArrayLike) -> MeanSD:
     >>> mean_sd([1.0, 2.0, 3.0])
     MeanSD(mean=2.0, sd=1.0, n=3)
     """
-    values = _as_vector(seeds)
+    values = as_vector(seeds)
     sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     return MeanSD(float(values.mean()), sd, len(values))
 
@@ -423,7 +244,7 @@ def _studentised_cvar(
 ) -> Interval:
     """CVaR of the first table, less that of the second where there is one."""
     n = len(tables[0])
-    _require_tail(n, alpha)
+    require_tail(n, alpha)
     _require_resamples(resamples, confidence)
     estimate, error = _cvar_and_error(tables, alpha)
     low, high, method = -math.inf, math.inf, f"none: fewer than {LEAST_TAIL} prompts in the tail"
@@ -503,48 +324,15 @@ def _takes_axis(statistic: Statistic) -> bool:
         return False
 
 
-def _as_values(name: str, values: ArrayLike, *, least: int = 1) -> Array:
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim not in (1, 2) or table.size == 0:
-        raise ValueError(f"{name}: got shape {list(table.shape)}, expected [n] or [n, m] with at least one value")
-    if len(table) < least:
-        raise ValueError(f"{name}: got {len(table)} rows, expected at least {least} prompts")
-    if not np.isfinite(table).all():
-        raise ValueError(
-            f"{name}: got {int((~np.isfinite(table)).sum())} values that are NaN or infinite, expected none"
-        )
-    return table
-
-
 def _as_pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    first, second = _as_values("a", a, least=2), _as_values("b", b, least=2)
+    first, second = as_values("a", a, least=2), as_values("b", b, least=2)
     if first.shape != second.shape:
         raise ValueError(f"b: got shape {list(second.shape)}, expected {list(first.shape)}: the same prompts as in a")
     return first, second
 
 
-def _as_vector(values: ArrayLike, *, least: int = 1) -> Array:
-    table = _as_values("values", values, least=least)
-    if table.ndim != 1:
-        raise ValueError(f"values: got shape {list(table.shape)}, expected [n]")
-    return table
-
-
-def _require_open_unit(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name}: got {value}, expected more than 0 and less than 1")
-
-
 def _require_resamples(resamples: int, confidence: float) -> None:
-    _require_open_unit("confidence", confidence)
+    require_open_unit("confidence", confidence)
     least = math.ceil(round(2 / (1 - confidence), 6))
     if resamples < least:
         raise ValueError(f"resamples: got {resamples}, expected at least {least} for confidence {confidence}")
-
-
-def _require_tail(n: int, alpha: float) -> None:
-    tail_size(n, alpha)
-    if alpha * n < 1 - 1e-12:
-        raise ValueError(
-            f"alpha: got {alpha} of {n} values, less than one; expected at least {math.ceil(1 / alpha)} values"
-        )

@@ -25,7 +25,6 @@ from lightning_rarlhf.quickstart.tiny_policy import write_tiny_policy
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "quickstart"
 PICTURE = "reward_distribution.png"
 _CHATTER = (
-    "Seed set to",
     "GPU available",
     "TPU available",
     "Loading `train_dataloader`",
@@ -37,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the quickstart with the command-line arguments `args`; none = those of this process."""
     folder, fit_args = _parse(args)
     started = time.monotonic()
-    # A network this small gains nothing from a second thread, and sums on one thread are the same on every machine.
+    # Enough for a network this small; two threads on cores that are busy elsewhere took many times as long (measured).
     torch.set_num_threads(1)
     _hush()
     write_tiny_policy(folder / "policy")

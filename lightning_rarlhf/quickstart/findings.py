@@ -11,9 +11,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_rarlhf.functional.bounds import clopper_pearson
 from lightning_rarlhf.functional.statistics import (
     Interval,
-    clopper_pearson,
     cvar_interval,
     lower_tail_mean,
     mean_interval,

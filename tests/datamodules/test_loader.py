@@ -96,7 +96,7 @@ def test_a_restored_loader_goes_on_with_the_next_batch(delivered: int) -> None:
     state = original.state_dict()
     expected = [next(batches) for _ in range(6)]
 
-    restored = loader(seed=3)
+    restored = loader(seed=9)  # the checkpoint's order counts, whatever the command line says
     restored.load_state_dict(state)
     assert list(itertools.islice(stream(restored), 6)) == expected
 

@@ -16,18 +16,13 @@ from lightning_rarlhf.functional.risk import cvar
 from lightning_rarlhf.functional.statistics import (
     LEAST_TAIL,
     Interval,
-    anderson_cvar_bound,
     bootstrap_interval,
-    clopper_pearson,
     cvar_interval,
-    dkw_band,
     lower_tail_mean,
     mean_interval,
     mean_sd,
     paired_bootstrap,
     paired_cvar_interval,
-    prompts_needed_for_rate,
-    quantile_interval,
 )
 
 FEW = {"resamples": 200}
@@ -349,7 +344,6 @@ def test_a_tail_that_no_prompt_represents_is_refused() -> None:
     for call in (
         lambda n: cvar_interval(normal(n), 0.1),
         lambda n: paired_cvar_interval(normal(n), normal(n), 0.1),
-        lambda n: anderson_cvar_bound(normal(n), 0.1, minimum=-9.0),
     ):
         with pytest.raises(
             ValueError, match=r"alpha: got 0\.1 of 9 values, less than one; expected at least 10 values"
@@ -371,186 +365,6 @@ def test_nominal_95_percent_intervals_cover_93_percent_and_more() -> None:
         covered += [not found[0].excludes(0.0), not found[1].excludes(tail_mean)]
     assert (covered / 1000 >= 0.93).all(), covered / 1000
     assert (covered / 1000 <= 0.98).all(), covered / 1000
-
-
-# Quantiles
-
-
-@pytest.mark.parametrize("level", [0.01, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_quantile_interval_agrees_with_scipy(level: float, confidence: float) -> None:
-    values = normal(500)
-    expected = stats.quantile_test(values, p=level).confidence_interval(confidence)
-    found = quantile_interval(values, level, confidence=confidence)
-    assert ends(found) == tuple(expected)
-    assert found.estimate == np.quantile(values, level, method="inverted_cdf")
-    assert found.low <= found.estimate <= found.high
-
-
-@given(st.integers(1, 60), st.integers(1, 99), st.sampled_from([0.5, 0.9, 0.95]))
-def test_quantile_interval_errs_no_more_than_promised(n: int, hundredths: int, confidence: float) -> None:
-    level = hundredths / 100
-    found = quantile_interval(np.arange(1.0, n + 1), level, confidence=confidence)
-    chance = [math.comb(n, k) * level**k * (1 - level) ** (n - k) for k in range(n + 1)]
-    too_high = sum(chance[: int(found.low)]) if found.low > 0 else 0.0  # fewer than `low` values below the quantile
-    too_low = sum(chance[int(found.high) :]) if found.high <= n else 0.0
-    assert max(too_high, too_low) <= (1 - confidence) / 2 + 1e-12
-
-
-def test_quantile_interval_says_when_the_values_are_too_few() -> None:
-    assert ends(quantile_interval([3.0, 1.0, 2.0], 0.5)) == (-math.inf, math.inf)
-    found = quantile_interval(np.arange(100.0), 0.01)
-    assert found.low == -math.inf
-    assert math.isfinite(found.high)
-    for level in (0.0, 1.0):
-        with pytest.raises(ValueError, match=f"level: got {level}, expected more than 0 and less than 1"):
-            quantile_interval([1.0, 2.0], level)
-
-
-def test_dkw_band_by_hand() -> None:
-    band = dkw_band([3.0, 1.0, 2.0, 2.0], confidence=0.5)
-    reach = math.sqrt(math.log(4) / 8)
-    assert band.x.tolist() == [1, 2, 2, 3]
-    assert band.low.tolist() == pytest.approx([0, 0.75 - reach, 0.75 - reach, 1 - reach])
-    assert band.high.tolist() == pytest.approx([0.25 + reach, 1, 1, 1])
-    assert (dkw_band(normal(50), 0.99).high - dkw_band(normal(50), 0.9).high).max() > 0
-
-
-def test_dkw_band_holds_the_whole_distribution_as_often_as_promised() -> None:
-    generator, held = np.random.default_rng(0), 0
-    for _ in range(2000):
-        band = dkw_band(generator.uniform(size=60), confidence=0.8)
-        # F is x itself. Between two values the band stays while F rises to the next value.
-        rise = np.append(band.x[1:], 1.0)
-        held += bool((band.low <= band.x).all() and (rise <= band.high).all())
-    assert 0.78 <= held / 2000 <= 0.9
-
-
-# Rates
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (10, 10), (7, 500)])
-def test_clopper_pearson_agrees_with_beta_quantiles(successes: int, n: int) -> None:
-    def lower(error: float) -> float:
-        return stats.beta.ppf(error, successes, n - successes + 1) if successes else 0.0
-
-    def upper(error: float) -> float:
-        return stats.beta.ppf(1 - error, successes + 1, n - successes) if successes < n else 1.0
-
-    expected = {"two-sided": (lower(0.05), upper(0.05)), "lower": (lower(0.1), 1.0), "upper": (0.0, upper(0.1))}
-    for side, pair in expected.items():
-        found = clopper_pearson(successes, n, 0.9, side)
-        assert ends(found) == pytest.approx(pair, abs=1e-9)
-        assert (found.estimate, found.n, found.method) == (successes / n, n, f"Clopper-Pearson, {side}")
-
-
-def test_clopper_pearson_never_covers_less_than_it_says() -> None:
-    n, kept = 25, [clopper_pearson(k, 25, 0.95) for k in range(26)]
-    for p in np.linspace(0.01, 0.99, 99):
-        missed = sum(stats.binom.pmf(k, n, p) for k in range(n + 1) if kept[k].excludes(p))
-        assert missed <= 0.05 + 1e-9
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((-1, 5), "successes, n: got -1 of 5"),
-        ((6, 5), "successes, n: got 6 of 5"),
-        ((0, 0), "successes, n: got 0 of 0"),
-        ((1, 5, 1.0), "confidence: got 1.0"),
-        ((1, 5, 0.9, "both"), "side: got 'both', expected one of 'two-sided', 'lower', 'upper'"),
-    ],
-)
-def test_rates_that_cannot_be_are_refused(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        clopper_pearson(*arguments)
-
-
-@pytest.mark.parametrize(("p", "delta"), [(0.01, 0.05), (0.05, 0.05), (0.5, 0.25), (0.1, 0.81), (0.9, 0.5)])
-@pytest.mark.parametrize("failures", [0, 1, 4])
-def test_prompts_needed_agree_with_a_search(p: float, delta: float, failures: int) -> None:
-    def chance(n: int) -> float:
-        return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(failures + 1))
-
-    expected = next(n for n in range(failures + 1, 2000) if chance(n) <= delta + 1e-12)
-    assert prompts_needed_for_rate(p, delta, failures=failures) == expected
-
-
-@pytest.mark.parametrize("failures", [0, 3])
-def test_as_many_prompts_as_needed_support_the_claim_and_one_fewer_do_not(failures: int) -> None:
-    n = prompts_needed_for_rate(0.02, 0.1, failures=failures)
-    assert clopper_pearson(failures, n, 0.9, "upper").high <= 0.02
-    assert clopper_pearson(failures, n - 1, 0.9, "upper").high > 0.02
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [((0.0, 0.1, 0), "p: got 0.0"), ((0.1, 1.0, 0), "delta: got 1.0"), ((0.1, 0.1, -1), "failures: got -1")],
-)
-def test_claims_that_cannot_be_are_refused(arguments: tuple[float, float, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        prompts_needed_for_rate(arguments[0], arguments[1], failures=arguments[2])
-
-
-# A bound that holds for every n
-
-
-def envelope_cvar(values: np.ndarray, alpha: float, minimum: float, confidence: float) -> float:
-    """CVaR of the distribution function min(1, F_n + ε), by integrating its quantile function numerically."""
-    n, points = len(values), 400_000
-    reach = math.sqrt(math.log(1 / (1 - confidence)) / (2 * n))
-    p = (np.arange(points) + 0.5) / points * alpha
-    rank = np.clip(np.ceil((p - reach) * n).astype(int), 1, n)
-    return float(np.where(p <= reach, minimum, np.sort(values)[rank - 1]).mean())
-
-
-@pytest.mark.parametrize(
-    ("n", "alpha", "minimum", "confidence"),
-    [(200, 0.1, 0.0, 0.95), (200, 0.5, 0.0, 0.95), (200, 1.0, -1.0, 0.95), (1000, 0.2, 0.0, 0.99), (37, 0.3, 0.0, 0.5)],
-)
-def test_anderson_bound_agrees_with_an_integral(n: int, alpha: float, minimum: float, confidence: float) -> None:
-    values = np.random.default_rng(0).uniform(size=n)
-    found = anderson_cvar_bound(values, alpha, minimum=minimum, confidence=confidence)
-    assert found.low == pytest.approx(envelope_cvar(values, alpha, minimum, confidence), abs=1e-5)
-    assert found.estimate == pytest.approx(lower_tail_mean(values, alpha))
-    assert minimum <= found.low < found.estimate
-    assert (found.high, found.n, found.confidence) == (math.inf, n, confidence)
-
-
-def test_every_setting_of_the_bound_matters() -> None:
-    values = np.random.default_rng(0).uniform(size=500)
-    base = anderson_cvar_bound(values, 0.2, minimum=0.0).low
-    assert anderson_cvar_bound(values, 0.4, minimum=0.0).low > base
-    assert anderson_cvar_bound(values, 0.2, minimum=-1.0).low < base
-    assert anderson_cvar_bound(values, 0.2, minimum=0.0, confidence=0.99).low < base
-    assert anderson_cvar_bound(np.tile(values, 4), 0.2, minimum=0.0).low > base
-
-
-def test_a_tail_within_the_band_gives_the_minimum() -> None:
-    assert anderson_cvar_bound(np.ones(50), 0.1, minimum=-3.0).low == pytest.approx(-3)
-
-
-def test_anderson_bound_holds_as_often_as_promised() -> None:
-    generator, truth = np.random.default_rng(0), 0.25  # CVaR50 of uniform scores
-    held = [
-        anderson_cvar_bound(generator.uniform(size=80), 0.5, minimum=0.0, confidence=0.8).low <= truth
-        for _ in range(1000)
-    ]
-    assert np.mean(held) >= 0.8
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"minimum": 0.5}, r"minimum: got 0\.5, expected at most the least value, 0\.0"),
-        ({"minimum": math.nan}, "minimum: got nan"),
-        ({"confidence": 0.4}, r"confidence: got 0\.4, expected at least 0\.5 and less than 1"),
-        ({"confidence": 1.0}, r"confidence: got 1\.0"),
-    ],
-)
-def test_bounds_that_would_not_hold_are_refused(change: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        anderson_cvar_bound(np.linspace(0, 1, 50), 0.5, **({"minimum": 0.0} | change))
 
 
 # Seeds

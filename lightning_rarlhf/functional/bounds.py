@@ -1,0 +1,199 @@
+"""What a finite set of prompts proves without assuming anything of the distribution: bounds that hold for every n.
+
+Everything is computed in float64 with NumPy; SciPy is imported where it is needed. Resampled intervals, which are
+narrower and hold approximately, are in `statistics`.
+
+Sources: Clopper and Pearson, 1934; Massart, "The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality", 1990;
+Anderson, "Confidence limits for the expected value of an arbitrary bounded random variable", 1969, carried over to CVaR
+by Thomas and Learned-Miller, 2019.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lightning_rarlhf.functional.checks import Array, as_vector, require_open_unit, require_tail
+from lightning_rarlhf.functional.risk import tail_size
+from lightning_rarlhf.functional.statistics import Interval, lower_tail_mean
+
+Side = Literal["two-sided", "lower", "upper"]
+
+_ALTERNATIVES: dict[Side, Literal["two-sided", "greater", "less"]] = {
+    "two-sided": "two-sided",
+    "lower": "greater",
+    "upper": "less",
+}
+
+
+class Band(NamedTuple):
+    """A simultaneous confidence band for a cumulative distribution function F."""
+
+    x: Array
+    """[n], the values in ascending order"""
+    low: Array
+    """[n], F(x) is at least this"""
+    high: Array
+    """[n], F(x) is at most this"""
+
+
+def quantile_interval(values: ArrayLike, level: float, *, confidence: float = 0.95) -> Interval:
+    """Exact interval of one quantile from order statistics: no assumption about the distribution.
+
+    The number of values below the quantile is binomial; either end errs with at most half of 1 - confidence.
+
+    Args:
+        values: [n], finite.
+        level: of the quantile, in (0, 1); 0.1 = the value that a tenth of the distribution does not exceed.
+        confidence: coverage at least, in (0, 1).
+
+    Returns:
+        estimate inf{x : F(x) ≥ level}; an end is infinite where n is too small for a finite one.
+
+    Raises:
+        ValueError: if `values` is empty, not [n] or not finite, or an argument is out of range.
+    """
+    from scipy import stats
+
+    ordered = np.sort(as_vector(values))
+    require_open_unit("level", level)
+    require_open_unit("confidence", confidence)
+    n = len(ordered)
+    count = np.arange(n)
+    error = (1 - confidence) / 2
+    lower = int((stats.binom.cdf(count, n, level) <= error).sum())
+    upper = int((stats.binom.sf(count, n, level) > error).sum())
+    return Interval(
+        estimate=float(ordered[tail_size(n, level) - 1]),
+        low=float(ordered[lower - 1]) if lower else -math.inf,
+        high=float(ordered[upper]) if upper < n else math.inf,
+        confidence=confidence,
+        n=n,
+        method="order statistics",
+    )
+
+
+def dkw_band(values: ArrayLike, confidence: float = 0.95) -> Band:
+    """Dvoretzky-Kiefer-Wolfowitz band: with this confidence it holds the whole distribution function at once.
+
+    F_n ± √(ln(2/(1 - confidence))/(2n)), cut to [0, 1] (Massart's constant).
+
+    Args:
+        values: [n], finite.
+        confidence: in (0, 1).
+
+    Raises:
+        ValueError: if `values` is empty, not [n] or not finite, or `confidence` is out of range.
+    """
+    x = np.sort(as_vector(values))
+    require_open_unit("confidence", confidence)
+    reach = math.sqrt(math.log(2 / (1 - confidence)) / (2 * len(x)))
+    share = np.searchsorted(x, x, side="right") / len(x)
+    return Band(x, np.maximum(share - reach, 0.0), np.minimum(share + reach, 1.0))
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95, side: Side = "two-sided") -> Interval:
+    """Exact binomial interval of a rate; never narrower than its confidence says.
+
+    Args:
+        successes: times that it happened, 0 to n.
+        n: prompts, at least 1.
+        confidence: coverage at least, in (0, 1).
+        side: "upper" claims only "the rate is at most high" (low is 0), "lower" only "at least low" (high is 1).
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    >>> round(clopper_pearson(0, 299, side="upper").high, 4)
+    0.01
+    """
+    from scipy import stats
+
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"successes, n: got {successes} of {n}, expected 0 to n of at least 1")
+    require_open_unit("confidence", confidence)
+    if side not in _ALTERNATIVES:
+        raise ValueError(f"side: got {side!r}, expected one of {', '.join(map(repr, _ALTERNATIVES))}")
+    ends = stats.binomtest(successes, n, alternative=_ALTERNATIVES[side]).proportion_ci(confidence, method="exact")
+    return Interval(
+        estimate=successes / n,
+        low=float(ends.low),
+        high=float(ends.high),
+        confidence=confidence,
+        n=n,
+        method=f"Clopper-Pearson, {side}",
+    )
+
+
+def prompts_needed_for_rate(p: float, delta: float, *, failures: int = 0) -> int:
+    """Fewest prompts that support "the rate is at most p, with confidence 1 - delta" when so many of them fail.
+
+    The smallest n with P(Binomial(n, p) ≤ failures) ≤ delta, which is where the upper `clopper_pearson` end reaches p.
+
+    Args:
+        p: claimed rate, in (0, 1).
+        delta: chance of a wrong claim, in (0, 1).
+        failures: failures among the prompts that shall still be allowed.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    >>> prompts_needed_for_rate(0.01, 0.05)
+    299
+    """
+    from scipy import stats
+
+    require_open_unit("p", p)
+    require_open_unit("delta", delta)
+    if failures < 0:
+        raise ValueError(f"failures: got {failures}, expected at least 0")
+    allowed = delta * (1 + 1e-12)  # so that rounding error costs no prompt where the two are equal
+    enough = failures + 1
+    while stats.binom.cdf(failures, enough, p) > allowed:
+        enough *= 2
+    least = failures
+    while enough - least > 1:
+        middle = (least + enough) // 2
+        least, enough = (least, middle) if stats.binom.cdf(failures, middle, p) <= allowed else (middle, enough)
+    return enough
+
+
+def anderson_cvar_bound(values: ArrayLike, alpha: float, *, minimum: float, confidence: float = 0.95) -> Interval:
+    """Lower confidence bound of the lower-tail CVaR of scores that cannot be below `minimum`, valid for every n.
+
+    One-sided DKW: with this confidence F ≤ F_n + ε everywhere, ε = √(ln(1/(1 - confidence))/(2n)). The worst
+    distribution that this allows has mass ε at `minimum` and lacks as much at its upper end; its CVaR is the bound.
+    It holds for (1/α) ∫_0^α q_p dp, hence also for E[R | R ≤ q_α], which is never less.
+
+    Args:
+        values: [n], one score per fresh prompt, finite.
+        alpha: risk level in (0, 1].
+        minimum: least score possible, known before looking at the values; a raw logit has none.
+        confidence: in [0.5, 1), where the one-sided inequality is known to hold.
+
+    Returns:
+        `low` is the bound, `high` is inf.
+
+    Raises:
+        ValueError: if a value is below `minimum`, αn < 1, or an argument is out of range.
+    """
+    ordered = np.sort(as_vector(values))
+    require_tail(len(ordered), alpha)
+    if not 0.5 <= confidence < 1:
+        raise ValueError(f"confidence: got {confidence}, expected at least 0.5 and less than 1")
+    if not ordered[0] >= minimum:
+        raise ValueError(f"minimum: got {minimum}, expected at most the least value, {ordered[0]}")
+    n = len(ordered)
+    reach = min(alpha, math.sqrt(math.log(1 / (1 - confidence)) / (2 * n)))
+    mass = np.diff(np.minimum(reach + np.arange(n + 1) / n, alpha))
+    return Interval(
+        estimate=float(lower_tail_mean(ordered, alpha)),
+        low=float((reach * minimum + mass @ ordered) / alpha),
+        high=math.inf,
+        confidence=confidence,
+        n=n,
+        method="Anderson/DKW, lower",
+    )

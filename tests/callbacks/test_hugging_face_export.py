@@ -1,0 +1,51 @@
+"""Driven through the real command line, where a monitored checkpoint and the export meet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import train
+from tests.test_configs import rewards, short_schedule, small, world
+
+__all__ = ["world"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+def fit(world, folder, *more):
+    arguments = small(world, "jigsaw.yaml", folder) + rewards(world, "jigsaw.yaml") + short_schedule("jigsaw.yaml")
+    train.main(["fit", *arguments, "--model.optimizer.lr", "0.01", "--trainer.max_steps", "4", *more])
+
+
+def weights_of(folder) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def weights_in(checkpoint) -> torch.Tensor:
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return state["actor.lm.transformer.wte.weight"].flatten()
+
+
+def test_final_and_best_weights_are_exported_each_to_its_folder(world, tmp_path):
+    fit(world, tmp_path, "--trainer.val_check_interval", "1")
+    (best,) = (tmp_path / "checkpoints").glob("best-*.ckpt")
+    for folder, checkpoint in (("huggingface", "last.ckpt"), ("huggingface-best", best.name)):
+        embeddings = AutoModelForCausalLM.from_pretrained(tmp_path / folder).get_input_embeddings().weight
+        assert torch.equal(embeddings.flatten(), weights_in(tmp_path / "checkpoints" / checkpoint)), folder
+
+
+def test_without_validation_there_is_no_best(world, tmp_path):
+    fit(world, tmp_path, "--data.val_size", "0")
+    assert (tmp_path / "huggingface").is_dir()
+    assert not (tmp_path / "huggingface-best").exists()
+
+
+def test_the_folder_is_the_users_choice(world, tmp_path):
+    callbacks = '[{"class_path": "HuggingFaceExport", "init_args": {"dirpath": "%s"}}]' % (tmp_path / "mine")
+    fit_arguments = small(world, "jigsaw.yaml", tmp_path) + rewards(world, "jigsaw.yaml")
+    train.main(["fit", *fit_arguments, "--trainer.callbacks", callbacks, "--trainer.max_steps", "1"])
+    assert weights_of(tmp_path / "mine").numel() > 0
+    assert not (tmp_path / "huggingface").exists()

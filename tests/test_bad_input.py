@@ -1,0 +1,172 @@
+"""Every mistake a user can make on the command line: one clear line, exit status 2, nothing written but the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.datamodules.data_files import jigsaw_rows, write_csv
+from tests.test_configs import QUIET, ROOT
+from tests.tiny_models import save_classifier, save_policy
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bad_input")
+    save_policy(root / "policy", context=64)
+    save_policy(root / "no_eos", eos=None)
+    save_classifier(root / "reward")
+    (root / "data").mkdir()
+    (root / "empty_folder").mkdir()
+    write_csv(root / "data" / "train.csv", jigsaw_rows(60, 30))
+    write_csv(root / "data" / "test.csv", jigsaw_rows(20, 20, start=1000))
+    for name, rows in {
+        "no_column": [{"body": "x", "toxic": 1}],
+        "short_texts": jigsaw_rows(20, 20, characters=1),
+        "one_class": jigsaw_rows(40, 0),
+    }.items():
+        (root / name).mkdir()
+        rows = [{**row, "comment_text": row["comment_text"][:20]} for row in rows] if name == "short_texts" else rows
+        write_csv(root / name / "train.csv", rows)
+        write_csv(root / name / "test.csv", jigsaw_rows(20, 20, start=1000))
+    (root / "empty_file").mkdir()
+    (root / "empty_file" / "train.csv").write_text("")
+    write_csv(root / "empty_file" / "test.csv", jigsaw_rows(5, 5))
+    return root
+
+
+def arguments(world: Path, folder: Path) -> list[str]:
+    return [
+        *("fit", "--config", str(ROOT / "configs" / "jigsaw.yaml"), *QUIET),
+        *(
+            "--data.path",
+            str(world / "data"),
+            "--data.batch_size",
+            "8",
+            "--data.val_size",
+            "0",
+            "--data.progress",
+            "false",
+        ),
+        *("--model.policy.pretrained", str(world / "policy"), "--model.reward.pretrained", str(world / "reward")),
+        *("--trainer.max_steps", "4", "--trainer.default_root_dir", str(folder)),
+        *("--trainer.callbacks.warmup", "0", "--trainer.callbacks.rho", "0.5"),
+    ]
+
+
+def one_score(prompts, responses):
+    return [1.0]
+
+
+def not_a_number(prompts, responses):
+    return [float("nan")] * len(responses)
+
+
+def a_string(prompts, responses):
+    return "good"
+
+
+CASES = {
+    "missing data": (["--data.path", "{world}/nowhere"], r"nowhere: no such folder; expected one with train.csv"),
+    "empty file": (["--data.path", "{world}/empty_file"], r"train\.csv: .*empty"),
+    "missing column": (["--data.path", "{world}/no_column"], r"no column 'comment_text'; columns found: body, toxic"),
+    "no row left": (["--data.path", "{world}/short_texts"], r"no row.* left.*64 characters|64 characters.*no row"),
+    "class missing": (["--data.path", "{world}/one_class"], r"none of its 40 rows is of the unwanted class"),
+    "unknown label": (["--model.reward.label", "toxicity"], r"no label 'toxicity'; its labels are: toxic, insult"),
+    "no eos": (["--model.policy.pretrained", "{world}/no_eos"], r"lacks a pad token and an EOS token"),
+    "too long": (
+        ["--model.sampling.max_new_tokens", "60"],
+        r"8 prompt tokens \+ max_new_tokens=60 do not fit.*64 tokens",
+    ),
+    "alpha 0": (
+        ["--trainer.callbacks.risk_level", "0"],
+        r"risk_level: .*0 does not conform to restriction v>0 and v<=1",
+    ),
+    "alpha 2": (["--trainer.callbacks.risk_level", "2"], r"risk_level: .*2 does not conform"),
+    "rho 0": (["--trainer.callbacks.rho", "0"], r"rho: .*0 does not conform"),
+    "rho above 1": (["--trainer.callbacks.rho", "1.5"], r"rho: .*1.5 does not conform"),
+    "negative warmup": (["--trainer.callbacks.warmup", "-1"], r"warmup: .*-1 does not conform to restriction v>=0"),
+    "warmup too long": (["--trainer.callbacks.warmup", "3"], r"warmup n=3 is not before"),
+    "alpha unreachable": (["--trainer.callbacks.rho", "1.0"], r"α=0.2 is never reached"),
+    "tail empty": (["--trainer.callbacks.risk_level", "0.1"], r"less than one episode: α·B = 0.1·8"),
+    "batch of one": (
+        ["--data.batch_size", "1"],
+        r"batch_size=1: risk is a matter of several episodes; expected 2 or more",
+    ),
+    "batch beyond the data": (["--data.batch_size", "500"], r"batch_size=500 is larger than the training set of"),
+    "hub out of reach": (
+        ["--model.policy.pretrained", "someone/unknown-model"],
+        r"someone/unknown-model.*local folder",
+    ),
+    "reward out of reach": (["--model.reward.pretrained", "someone/unknown"], r"someone/unknown.*local folder"),
+    "no model": (["--model.policy.pretrained", "{world}/empty_folder"], r"holds no config\.json"),
+    "no folder": (["--model.policy.pretrained", "{world}/not_there"], r"no such folder"),
+    "classifier as reference": (["--model.reference", "{world}/empty_folder"], r"holds no config\.json"),
+    "misspelt key": (
+        ["--model.samplin.temperature", "2"],
+        r"unknown key 'samplin.temperature'.*'sampling.temperature'",
+    ),
+    "misspelt leaf": (["--model.ppo.epoks", "2"], r"unknown key 'ppo.epoks'.*'ppo.epochs'"),
+    "misspelt data key": (["--data.pth", "x"], r"unknown key 'pth' of JigsawDataModule; did you mean 'path'\?"),
+    "misspelt trainer key": (["--trainer.max_stepz", "2"], r"unknown key .*max_stepz.*max_steps"),
+    "unknown class": (["--model", "RiskAversePPO"], r"model: .*RiskAversePPO"),
+    "wrong choice": (
+        ["--model.ppo.rank_by", "luck"],
+        r"model\.ppo\.rank_by: .*'return', 'lambda_return', 'score'.*luck",
+    ),
+    "wrong number": (["--model.ppo.gamma", "2"], r"model\.ppo\.gamma: .*2 does not conform"),
+    "min above max": (["--model.sampling.min_new_tokens", "99"], r"min_new_tokens=99 is more than max_new_tokens=32"),
+    "no such config": (["--config", "{world}/none.yaml"], r"none.yaml"),
+    "no such checkpoint": (["--ckpt_path", "{world}/none.ckpt"], r"none\.ckpt"),
+    "precision": (["--trainer.precision", "16-true"], r"expected 32-true or bf16-mixed"),
+    "reward of the wrong length": (
+        ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_bad_input.one_score"],
+        r"one_score: returned shape \[1\]; expected \[8\]",
+    ),
+    "reward of NaN": (
+        ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_bad_input.not_a_number"],
+        r"not_a_number: 8 of 8 scores are not finite",
+    ),
+    "reward of a string": (
+        ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_bad_input.a_string"],
+        r"a_string: returned a string; expected 8 numbers",
+    ),
+    "reward that is not there": (
+        ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_bad_input.nothing"],
+        r"'tests.test_bad_input.nothing' cannot be imported",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_and_exit_status_2(world, tmp_path, capfd, name):
+    extra, message = CASES[name]
+    with pytest.raises(SystemExit) as caught:
+        train.main([*arguments(world, tmp_path), *(part.format(world=world) for part in extra)])
+    assert caught.value.code == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    import re
+
+    assert re.search(message, errors[0]), errors[0]
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and "lightning_logs" not in path.parts}
+    assert not left
+
+
+def test_the_same_arguments_without_a_mistake_train(world, tmp_path):
+    train.main(arguments(world, tmp_path))
+    assert (tmp_path / "huggingface" / "config.json").is_file()
+
+
+def test_a_misspelt_key_in_a_file_is_named(world, tmp_path, capfd):
+    config = (ROOT / "configs" / "jigsaw.yaml").read_text().replace("max_new_tokens:", "max_new_token:")
+    (tmp_path / "mine.yaml").write_text(config)
+    with pytest.raises(SystemExit):
+        train.main(["fit", "--config", str(tmp_path / "mine.yaml")])
+    assert "unknown key 'sampling.max_new_token' of RiskAversePPOModule; did you mean 'sampling.max_new_tokens'?" in (
+        capfd.readouterr().err
+    )

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_rarlhf.config import PolicyConfig
+from lightning_rarlhf.data_types import TextBatch
+from lightning_rarlhf.policy import load_actor_critic
+from lightning_rarlhf.sft_module import SFTModule
+from lightning_rarlhf.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+TEXTS = [[3, 4, 5, 6, 1], [7, 8, 1], [9, 10, 11, 1]]
+
+
+def text_batch(texts: list[list[int]], pad_to: int = 0) -> TextBatch:
+    width = max(pad_to, *map(len, texts))
+    return TextBatch(
+        input_ids=torch.tensor([row + [1] * (width - len(row)) for row in texts]),
+        attention_mask=torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in texts]),
+    )
+
+
+def module_of(folder, **settings) -> SFTModule:
+    module = SFTModule(policy=PolicyConfig(pretrained=str(folder)), **settings)
+    module.actor = load_actor_critic(module.policy_config, load_tokenizer(str(folder)))
+    return module
+
+
+def fit(folder, tmp_path, steps, lr=1e-2, **settings):
+    module = SFTModule(
+        policy=PolicyConfig(pretrained=str(folder)),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr),
+        **settings,
+    )
+    rates: list[float] = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Rates()],
+    )
+    trainer.fit(module, DataLoader([text_batch(TEXTS)] * steps, batch_size=None))
+    return module, rates
+
+
+def test_the_loss_is_that_of_transformers(policy_folder):
+    module = module_of(policy_folder)
+    batch = text_batch(TEXTS)
+    labels = batch.input_ids.masked_fill(~batch.attention_mask, -100)
+    expected = module.actor.lm(batch.input_ids, attention_mask=batch.attention_mask.long(), labels=labels).loss
+    torch.testing.assert_close(module.loss(batch), expected)
+
+
+def test_padding_columns_do_not_change_the_loss(policy_folder):
+    module = module_of(policy_folder)
+    torch.testing.assert_close(module.loss(text_batch(TEXTS)), module.loss(text_batch(TEXTS, pad_to=9)))
+
+
+def test_the_end_of_a_text_is_learned_even_where_pad_and_end_are_one_token(policy_folder):
+    module = module_of(policy_folder)
+    with_end, without = module.loss(text_batch([[3, 4, 1]])), module.loss(text_batch([[3, 4]], pad_to=3))
+    assert with_end != without
+
+
+def test_texts_are_learned(policy_folder, tmp_path):
+    before = module_of(policy_folder).loss(text_batch(TEXTS)).item()
+    module, _ = fit(policy_folder, tmp_path, steps=60, lr=0.1)
+    assert module.loss(text_batch(TEXTS)).item() < before / 2
+
+
+def test_the_learning_rate_falls_linearly_to_0(policy_folder, tmp_path):
+    assert fit(policy_folder, tmp_path, steps=4)[1] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    assert fit(policy_folder, tmp_path, steps=4, linear_decay=False)[1] == pytest.approx([1e-2] * 4)
+
+
+def test_only_the_language_model_is_trained(policy_folder, tmp_path):
+    torch.manual_seed(0)
+    module, _ = fit(policy_folder, tmp_path, steps=2)
+    torch.manual_seed(0)
+    fresh = module_of(policy_folder)
+    assert not torch.equal(
+        module.actor.lm.get_output_embeddings().weight, fresh.actor.lm.get_output_embeddings().weight
+    )
+    assert all(parameter.grad is None for parameter in module.actor.value_head.parameters())
