@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from lightning.pytorch.cli import ArgsType
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import HuggingFaceExport, RiskSchedule
 from datamodules import (
@@ -42,8 +43,8 @@ def main(args: ArgsType = None) -> None:
     """Parse `args` (none = the command line) and run. A mistake of the user's is one line and exit status 2."""
     try:
         TrainCLI(LanguageModule, PromptDataModule, args=args)
-    except ValueError as error:
-        mistake = mistake_behind(error)
+    except (ValueError, MisconfigurationException) as error:
+        mistake = error if isinstance(error, MisconfigurationException) else mistake_behind(error)
         if mistake is None:
             raise
         sys.stderr.write(f"error: {mistake}\n")

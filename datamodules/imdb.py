@@ -1,4 +1,4 @@
-"""IMDB-Gen: openings of film reviews, to be continued in a positive tone (METHOD, section 3)."""
+"""IMDB-Gen: openings of film reviews, to be continued in a positive tone (docs/method.md, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jigsaw-Gen: openings of talk-page comments, to be continued without toxicity (METHOD, section 3)."""
+"""Jigsaw-Gen: openings of talk-page comments, to be continued without toxicity (docs/method.md, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RealToxicityPrompts-Gen: sentence openings from the web, to be continued without toxicity (METHOD, section 3)."""
+"""RealToxicityPrompts-Gen: openings of web texts, to be continued without toxicity (docs/method.md, section 3)."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def class_sizes(wanted: int, unwanted: int, quota: Quota) -> tuple[int, int]:
     """Rows to take of the (wanted, unwanted) class so that their ratio is `quota.wanted_fraction`.
 
     The scarce class is used whole and the other cut to the floor: 11,092 unwanted rows at .7 go with 25,881 wanted
-    (METHOD, section 3); a smaller `quota.size` then scales both.
+    (docs/method.md, section 3); a smaller `quota.size` then scales both.
     """
     share = Fraction(str(quota.wanted_fraction))  # through str: 0.7 is to mean 7/10
     if share in (0, 1):

@@ -78,7 +78,7 @@ def prepare_ppo_batch(
 
 
 def ranking_statistic(rollout: Rollout, rewards: Tensor, returns: Tensor, config: PPOConfig) -> Tensor:
-    """f32 [B], the number by which episodes are ranked, lowest = worst (METHOD, section 2).
+    """f32 [B], the number by which episodes are ranked, lowest = worst (docs/method.md, section 2).
 
     Args:
         rollout: the episodes.

@@ -123,6 +123,11 @@ CASES = {
     "no such config": (["--config", "{world}/none.yaml"], r"none.yaml"),
     "no such checkpoint": (["--ckpt_path", "{world}/none.ckpt"], r"none\.ckpt"),
     "precision": (["--trainer.precision", "16-true"], r"expected 32-true or bf16-mixed"),
+    "clipping by the trainer": (["--trainer.gradient_clip_val", "1.0"], r"not supported for manual optimization"),
+    "accumulation by the trainer": (
+        ["--trainer.accumulate_grad_batches", "2"],
+        r"not supported for manual optimization",
+    ),
     "reward of the wrong length": (
         ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_bad_input.one_score"],
         r"one_score: returned shape \[1\]; expected \[8\]",

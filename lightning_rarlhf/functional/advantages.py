@@ -1,4 +1,4 @@
-"""From scores to rewards, returns and advantages (METHOD: Eq. 5; Schulman et al. 2016 for GAE).
+"""From scores to rewards, returns and advantages (paper, Eq. 5; Schulman et al. 2016 for GAE).
 
 Response columns only: [B, T], row b's tokens in its first columns, `mask` True on them. What lies beyond a row's end is
 never read and comes out as 0.

@@ -42,7 +42,7 @@ def test_it_says_what_it_will_do(capsys, caplog):
     assert "M=194" in text
     assert "m=33: 127" in text  # the first episode that is left out
     assert ": 52;" in text  # the final tail
-    assert "73.8%" in text  # METHOD: mean kept fraction .738
+    assert "73.8%" in text  # published schedule: mean kept fraction .738
 
 
 @pytest.mark.parametrize(

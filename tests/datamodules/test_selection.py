@@ -34,7 +34,7 @@ def assert_disjoint(selection: Selection) -> None:
     assert len(np.unique(rows)) == len(rows)
 
 
-# the published counts (paper, and METHOD section 3)
+# the published counts (docs/method.md, section 3)
 
 
 def test_imdb_counts_of_the_paper() -> None:
