@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from callbacks import HuggingFaceExport, RiskSchedule
+from callbacks import DriftAlarm, HuggingFaceExport, PromptPerplexity, RiskSchedule
 from datamodules import (
     IMDBDataModule,
     JigsawDataModule,
@@ -27,9 +27,11 @@ from lightning_rarlhf.sft_module import SFTModule
 __all__ = [
     "CallableReward",
     "ClassifierReward",
+    "DriftAlarm",
     "HuggingFaceExport",
     "IMDBDataModule",
     "JigsawDataModule",
+    "PromptPerplexity",
     "RealToxicityPromptsDataModule",
     "RiskAversePPOModule",
     "RiskSchedule",

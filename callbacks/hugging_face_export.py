@@ -17,8 +17,8 @@ from lightning_rarlhf.language_module import LanguageModule
 class HuggingFaceExport(Callback):
     """Writes ``<run>/huggingface`` (final weights) and ``<run>/huggingface-best`` (best one, if monitored).
 
-    Each folder has the model, the tokenizer and the value head, and counts as written only after it was loaded again
-    and continued prompts with the same greedy tokens.
+    Each folder has the model, the tokenizer and, if it was trained, the value head. It counts as written only after it
+    was loaded again and continued prompts with the same greedy tokens.
     """
 
     def __init__(self, dirpath: str | None = None) -> None:
@@ -30,11 +30,13 @@ class HuggingFaceExport(Callback):
         self.dirpath = dirpath
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Export, unless the fit was interrupted."""
-        if not isinstance(pl_module, LanguageModule) or trainer.interrupted or not trainer.is_global_zero:
+        """Export, unless the fit was interrupted or only a trial (fast_dev_run)."""
+        if not isinstance(pl_module, LanguageModule) or not trainer.is_global_zero:
+            return
+        if trainer.interrupted or getattr(trainer, "fast_dev_run", False):
             return
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "huggingface")
-        export_policy(pl_module.actor, pl_module.tokenizer, folder)
+        export_policy(pl_module.actor, pl_module.tokenizer, folder, with_critic=pl_module.trains_critic)
         rank_zero_info(f"exported the final policy to {folder}")
         best = _best_checkpoint(trainer)
         if best:
@@ -48,7 +50,7 @@ class HuggingFaceExport(Callback):
             module.actor.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
             )
-            export_policy(module.actor, module.tokenizer, folder)
+            export_policy(module.actor, module.tokenizer, folder, with_critic=module.trains_critic)
         finally:
             module.actor.load_state_dict(final)
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")

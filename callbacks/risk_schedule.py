@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_rarlhf.config import Fraction
 from lightning_rarlhf.errors import ScheduleError
-from lightning_rarlhf.functional.risk import scheduled_risk_level, tail_size
+from lightning_rarlhf.functional.risk import annealing_end, scheduled_risk_level, tail_size
 
 
 class RiskSchedule(Callback):
@@ -62,7 +62,8 @@ class RiskSchedule(Callback):
         if before not in (None, self.total):
             rank_zero_info(f"RiskSchedule: the run now has {self.total} iterations; the checkpoint's had {before}")
         batch_size = _batch_size(trainer)
-        self._check(self.total, batch_size)
+        if not getattr(trainer, "fast_dev_run", False):  # one iteration cannot anneal
+            self._check(self.total, batch_size)
         rank_zero_info(self._describe(batch_size))
 
     def on_train_batch_start(
@@ -84,7 +85,7 @@ class RiskSchedule(Callback):
                 )
 
     def _check(self, total: int, batch_size: int) -> None:
-        end = math.ceil(round(self.rho * total, 9))
+        end = annealing_end(total, self.rho)
         if batch_size * self.risk_level < 1:
             raise ScheduleError(
                 f"the tail would be less than one episode: α·B = {self.risk_level}·{batch_size} = "

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_rarlhf.errors import UserError
 
 
 class RunCheckpoint(ModelCheckpoint):
     """``last.ckpt`` every few iterations and at the end; ``best-…ckpt`` after validations that beat the others.
 
     Lightning's own checkpoint callback saves either by steps or by a monitored metric; a run needs both.
+
+    With a guard, a state is the best only among those that have not paid for it elsewhere: reward alone is highest
+    where the policy has forgotten how people write. The guard's start is measured before the first iteration, by a
+    validation that the callback asks for.
     """
 
     def __init__(
@@ -22,6 +31,9 @@ class RunCheckpoint(ModelCheckpoint):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "max",
         save_top_k: NonNegativeInt = 1,
+        guard: str | None = None,
+        max_rise: float = 0.2,
+        guard_start: float | None = None,
     ) -> None:
         """Choose what is kept.
 
@@ -31,6 +43,10 @@ class RunCheckpoint(ModelCheckpoint):
             monitor: metric that chooses the best checkpoints (val/cvar_10, ...); none = only ``last.ckpt``.
             mode: whether a larger or a smaller metric is better.
             save_top_k: best checkpoints kept.
+            guard: metric that a best checkpoint may not have raised by more than max_rise, whatever the monitored
+                one says (val/perplexity, ...); a positive number, smaller = better; none = no guard.
+            max_rise: share by which the guard may exceed its start; 0.2 = at most 1.2 times as high.
+            guard_start: value that the rise is counted from; none = the guard's value before the first iteration.
         """
         super().__init__(
             dirpath=dirpath,
@@ -42,8 +58,24 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+        if guard is not None and monitor is None:
+            raise UserError(f"guard={guard} without a monitor: a guard limits what the monitored metric may choose")
+        if not (math.isfinite(max_rise) and max_rise >= 0):
+            raise UserError(f"max_rise: got {max_rise}, expected a share of at least 0; 0.2 = 20 % above the start")
+        if guard_start is not None:
+            _require_positive(f"guard_start of {guard}", guard_start)
         self.every_n_iterations = every_n_iterations
+        self.guard = guard
+        self.max_rise = max_rise
+        self.guard_start = guard_start
         self._last_written_at = -1
+        self._refused = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Ask for a whole validation before the first iteration, if the guard's start is not known."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.guard is not None and self.guard_start is None:
+            trainer.num_sanity_val_steps = math.inf
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,12 +88,94 @@ class RunCheckpoint(ModelCheckpoint):
         if last or trainer.global_step % self.every_n_iterations == 0:
             self._write_last(trainer)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the state if it is among the best and within the guard.
+
+        Lightning's own method would pass over every validation that follows a write of ``last.ckpt``: it takes that
+        for a save of the same state.
+        """
+        if trainer.state.fn != TrainerFn.FITTING or getattr(trainer, "fast_dev_run", False):
+            return
+        if trainer.sanity_checking:
+            self._note_start(trainer)
+        elif self._keep_best(trainer) or self._last_written_at == trainer.global_step:
+            # so that a resumed run knows what this validation found; it will not repeat it
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the final state of a fit that was stopped early."""
+        """Write the final state of a fit that was stopped early; say so if there is no best one."""
         self._write_last(trainer)
+        if self._refused and not self.best_model_path:
+            rank_zero_info(
+                f"no best checkpoint: {self.guard} was above its limit, {self._limit():.4g}, at all of {self._refused} "
+                "validations; raise checkpoint.max_rise, or the KL penalty"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "guard_start": self.guard_start, "refused": self._refused}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A start that the user gives goes before the checkpoint's."""
+        super().load_state_dict(state_dict)
+        if self.guard_start is None:
+            self.guard_start = state_dict.get("guard_start")
+        self._refused = state_dict.get("refused", 0)
+
+    def _keep_best(self, trainer: pl.Trainer) -> bool:
+        """Save the state if it is one of the best; whether it is."""
+        if self.monitor is None:
+            return False
+        self._require_logged(trainer, self.monitor)
+        if not trainer.strategy.reduce_boolean_decision(self._within_guard(trainer)):
+            return False
+        before = dict(self.best_k_models)
+        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        return self.best_k_models != before
+
+    def _note_start(self, trainer: pl.Trainer) -> None:
+        if self.guard is not None and self.guard_start is None:
+            start = self._logged(trainer, self.guard)
+            _require_positive(f"{self.guard} before the first iteration", start)
+            self.guard_start = start
+            rank_zero_info(f"guard: {self.guard} starts at {start:.4g}; above {self._limit():.4g} nothing is the best")
+
+    def _within_guard(self, trainer: pl.Trainer) -> bool:
+        if self.guard is None:
+            return True
+        value, limit = self._logged(trainer, self.guard), self._limit()
+        if value <= limit:
+            return True
+        self._refused += 1
+        rank_zero_info(
+            f"iteration {trainer.global_step}: {self.guard} is {value:.4g}, above the limit of {limit:.4g}; not a "
+            "candidate for the best"
+        )
+        return False
+
+    def _limit(self) -> float:
+        if self.guard_start is None:
+            raise UserError(
+                f"guard: the checkpoint that the run goes on from does not know {self.guard} at the start; give "
+                "checkpoint.guard_start"
+            )
+        return self.guard_start * (1 + self.max_rise)
+
+    def _logged(self, trainer: pl.Trainer, name: str) -> float:
+        self._require_logged(trainer, name)
+        return float(trainer.callback_metrics[name])
+
+    def _require_logged(self, trainer: pl.Trainer, name: str) -> None:
+        if name not in trainer.callback_metrics:
+            logged = ", ".join(sorted(n for n in trainer.callback_metrics if n.startswith("val/"))) or "none"
+            raise UserError(f"checkpoint: validation does not log {name!r}; expected one of its metrics: {logged}")
 
     def _write_last(self, trainer: pl.Trainer) -> None:
         if getattr(trainer, "fast_dev_run", False) or trainer.global_step == self._last_written_at:
             return
         self._last_written_at = trainer.global_step
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"{name}: got {value:g}, expected a number above 0: a share of it is what may be added")

@@ -55,11 +55,12 @@ class PromptDataModule(pl.LightningDataModule, ABC):
     prompts of a run share a number (and with it their random numbers): 3,000,000,017 is row 17 of the test set.
 
     Args:
-        tokenizer: hub id or folder of the policy's tokenizer (train.py takes it from the policy)
+        tokenizer: hub id or folder of the policy's tokenizer; on the command line none = the policy's own
         tokenizer_revision: commit, tag or branch of that tokenizer on the hub; none = its main branch
         path: local folder or file in the publisher's format; none = download from the hub
         revision: commit, tag or branch of the dataset on the hub; none = its main branch
-        purpose: prompts = PromptBatch for generation; sft = TextBatch for supervised fine-tuning
+        purpose: of training and validation: prompts = PromptBatch for generation; sft = TextBatch for supervised
+            fine-tuning; test and prediction always take prompts
         sft_class: with purpose sft, the class of the texts: wanted, unwanted, or all
         prompt_tokens: tokens of a text that make the prompt; shorter texts are prompts whole
         text_tokens: with purpose sft, tokens after which a text is cut
@@ -83,11 +84,13 @@ class PromptDataModule(pl.LightningDataModule, ABC):
     """leave out rows whose class is unknown"""
     test_fraction: float = 0.2
     """share of the rows that test where a source has one file only, class by class"""
+    human_text_characters: ClassVar[int] = 1000
+    """where `human_texts` cuts (docs/method.md, section 4)"""
 
     def __init__(
         self,
         *,
-        tokenizer: str = "gpt2",
+        tokenizer: str | None = None,
         tokenizer_revision: str | None = None,
         path: str | None = None,
         revision: str | None = None,
@@ -189,6 +192,16 @@ class PromptDataModule(pl.LightningDataModule, ABC):
 
     # result files
 
+    def human_texts(self) -> list[str]:
+        """Test texts of the wanted class, cut: the fixed texts of a policy's perplexity (docs/method.md, section 4).
+
+        Where classes are unknown, all test texts.
+        """
+        pool, rows = self._selected(), self._selected().selection.test
+        labels = pool.labels[rows]
+        chosen = rows[labels == 1] if (labels >= 0).any() else rows
+        return [text[: self.human_text_characters] for text in pool.rows.select(chosen)["text"]]
+
     def identity(self) -> dict[str, Any]:
         """What names the data in result files: source, seed, rows and classes per split, and hashes of the prompts."""
         identity: dict[str, Any] = {
@@ -222,7 +235,7 @@ class PromptDataModule(pl.LightningDataModule, ABC):
     def _tokenize(self, split: str) -> Dataset:
         rows, first_index = self._rows_of(split)
         tokenizer = self._load_tokenizer()
-        if self.purpose == "sft":
+        if self._takes_texts(split):
             tokens = tokenize_texts(rows, tokenizer, tokens=self.text_tokens, split=split)
         else:
             tokens = tokenize_prompts(rows, tokenizer, tokens=self.prompt_tokens, first_index=first_index, split=split)
@@ -239,14 +252,14 @@ class PromptDataModule(pl.LightningDataModule, ABC):
             split = "test"
         chosen = self._chosen(split)
         if not len(chosen):
-            of_class = f" of class {self.sft_class}" if self.purpose == "sft" and self.sft_class != "all" else ""
+            of_class = f" of class {self.sft_class}" if self._takes_texts(split) and self.sft_class != "all" else ""
             raise DataError(f"{self.source}: no {split} rows{of_class}; give data that has some")
         return self._selected().rows.select(chosen), FIRST_INDEX[split]
 
     def _chosen(self, split: str) -> Rows:
         pool = self._selected()
         rows: Rows = getattr(pool.selection, split)
-        if self.purpose == "prompts" or self.sft_class == "all":
+        if not self._takes_texts(split) or self.sft_class == "all":
             return rows
         of_class: Rows = rows[pool.labels[rows] == int(self.sft_class == "wanted")]
         return of_class
@@ -280,16 +293,21 @@ class PromptDataModule(pl.LightningDataModule, ABC):
         rows = to_rows(flat, self.schema(flat.column_names), source)
         return keep_usable(rows, min_characters=min_characters, label_required=label_required, source=source)
 
+    def _takes_texts(self, split: str) -> bool:
+        return self.purpose == "sft" and split in ("train", "val")
+
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
             from lightning_rarlhf.tokenizer import load_tokenizer
 
+            if self.tokenizer_name is None:
+                raise DataError(f"{type(self).__name__}: no tokenizer given; set data.tokenizer to the policy's")
             self._tokenizer = load_tokenizer(self.tokenizer_name, self.tokenizer_revision)
         return self._tokenizer
 
     def _loader(self, split: str) -> PromptLoader[PromptBatch] | PromptLoader[TextBatch]:
         tokens, train = self._tokens[split], split == "train"
-        collate: Any = collate_texts if self.purpose == "sft" else collate_prompts
+        collate: Any = collate_texts if self._takes_texts(split) else collate_prompts
         return PromptLoader(
             _column(tokens, "length").astype(np.int64),
             partial(collate, tokens, self._load_tokenizer().pad_token_id),

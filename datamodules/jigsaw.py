@@ -36,6 +36,7 @@ class JigsawDataModule(PromptDataModule):
     name = "jigsaw"
     hub_id = "OxAISH-AL-LLM/wiki_toxic"
     min_characters = 64
+    human_text_characters = 500
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -12,7 +12,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from callbacks.run_checkpoint import RunCheckpoint
 from lightning_rarlhf.cli_errors import condense
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.language_module import require_one_process
 from lightning_rarlhf.quiet import quiet
+
+LAST = "last.ckpt"
 
 _USAGE = "train.py {name} --config FILE [--config OVERLAY] [--model.KEY VALUE] [--data.KEY VALUE] [--trainer.KEY VALUE]"
 
@@ -53,30 +56,48 @@ class TrainCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link what must agree, so that it is said once."""
-        parser.link_arguments("model.init_args.policy.pretrained", "data.init_args.tokenizer")
-        parser.link_arguments("model.init_args.policy.revision", "data.init_args.tokenizer_revision")
+        """Checkpoints are part of every run."""
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
 
-    def _parse_ckpt_path(self) -> None:
-        """Require the checkpoint, and do no more: Lightning's own method lets its settings override the user's.
-
-        Raises:
-            UserError: no such file; for ``last``, none in the run's folder (Lightning would start afresh).
-        """
+    def before_instantiate_classes(self) -> None:
+        """Fill in what follows from another setting, unless the user said it; require a free folder or a checkpoint."""
         config = self.config[self.config.subcommand]
-        asked = config.get("ckpt_path")
-        path = Path(config.checkpoint.dirpath) / "last.ckpt" if asked == "last" else Path(asked or ".")
-        if asked not in (None, "best") and not path.exists():
+        policy, data = config.model.init_args.policy, config.data.init_args
+        if data.tokenizer not in (None, policy.pretrained):
             raise UserError(
-                f"ckpt_path {asked}: there is no {path}; give a checkpoint, or leave ckpt_path out to start afresh"
+                f"data.tokenizer {data.tokenizer}: prompts need the policy's own, {policy.pretrained}; leave it out"
+            )
+        data.tokenizer, data.tokenizer_revision = policy.pretrained, policy.revision
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(Path(config.trainer.default_root_dir or ".") / "checkpoints")
+        checkpoints = Path(config.checkpoint.dirpath)
+        if config.get("ckpt_path"):
+            config.ckpt_path = _existing_checkpoint(config.ckpt_path, checkpoints)
+        elif self.config.subcommand == "fit" and (checkpoints / LAST).exists() and not config.trainer.fast_dev_run:
+            raise UserError(
+                f"{checkpoints} holds another run's {LAST}; go on from it with --ckpt_path last, or choose a new "
+                "--trainer.default_root_dir"
             )
 
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning's own method lets a checkpoint's settings override what the user says."""
+
     def after_instantiate_classes(self) -> None:
-        """Tell the module the full configuration, for the result files."""
+        """Tell the module the full configuration, for the result files; stop before other processes are launched."""
+        require_one_process(self.trainer.world_size)
         self.model.config_text = self.parser.dump(self.config, skip_none=False)
 
 
-def _checkpoint_folder(root: Any) -> str:
-    return str(Path(root or ".") / "checkpoints")
+def _existing_checkpoint(asked: str, checkpoints: Path) -> str:
+    """Path of the checkpoint that the user asks for: ``last`` and ``best`` are those of the run's folder.
+
+    Raises:
+        UserError: there is none. (Lightning would start afresh from ``last``.)
+    """
+    named = {"last": [checkpoints / LAST], "best": sorted(checkpoints.glob("best-*.ckpt"))}
+    found = [path for path in named.get(asked, [Path(asked)]) if path.exists()]
+    if len(found) == 1:
+        return str(found[0])
+    where = f"in {checkpoints}" if asked in named else "there"
+    count = "no such checkpoint" if not found else f"{len(found)} such checkpoints"
+    raise UserError(f"ckpt_path {asked}: {count} {where}; give a file, or leave ckpt_path out to start afresh")

@@ -6,9 +6,13 @@ authors' public code where it differs from the paper says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -17,6 +21,7 @@ from jsonargparse.typing import (
     PositiveInt,
     restricted_number_type,
 )
+from torch import Tensor
 
 from lightning_rarlhf.errors import UserError
 
@@ -27,6 +32,8 @@ else:
     """A share that cannot be empty: risk level α, ρ, top-p."""
 
 DType = Literal["float32", "bfloat16", "float16"]
+PolicyDType = Literal["float32", "bfloat16"]
+"""float16 overflows in sampling: probabilities are NaN within an iteration"""
 RankBy = Literal["return", "lambda_return", "score"]
 Ties = Literal["exact", "keep"]
 ControllerKL = Literal["kept_mean", "all_mean", "kept_sum_over_batch"]
@@ -40,15 +47,13 @@ class PolicyConfig:
     """hub id, or folder written by `save_pretrained`"""
     revision: str | None = None
     """commit, tag or branch on the hub; none = its main branch"""
-    dtype: DType = "float32"
+    dtype: PolicyDType = "float32"
     """of the weights, whatever the checkpoint's own; keep float32 for a fully trained policy, as steps of
     1e-5 vanish in bfloat16"""
     gradient_checkpointing: bool = False
-    """recompute the trunk's activations in the backward pass: less memory, about a third more time"""
+    """recompute the trunk's activations in the backward pass: less memory, more time"""
     attn_implementation: str | None = None
     """attention kernel by the name that transformers gives it (eager, sdpa, ...); none = the model's default"""
-    trust_remote_code: bool = False
-    """run Python code that the model's repository ships; leave off unless you have read it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +124,64 @@ class KLConfig:
     by B (authors' code)"""
 
 
+class Judge(ABC):
+    """What evaluation asks of a `RewardModel`; stands here so that the settings below can name it."""
+
+    @abstractmethod
+    def load(self, device: torch.device) -> None:
+        """Load weights onto `device`; called once, before the first batch."""
+
+    @abstractmethod
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """f32 [B], one finite score per response, higher = better."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What result files say of this judge."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How validation, test and predict sample and what they report."""
 
     seed: NonNegativeInt = 0
     """of the responses; leave it alone across runs that are compared: equal prompts then get equal random numbers"""
+    completions: PositiveInt = 1
+    """k, responses per prompt in test and predict (paper: 1); 25 is usual for toxicity"""
     tail_thresholds: tuple[float, ...] = ()
     """tail reward = mean score of the prompts whose own score is at most this (paper: -2.5 IMDB, 5 Jigsaw and RTP)"""
     tail_levels: tuple[Fraction, ...] = (0.01, 0.05, 0.1, 0.2)
-    """α of each CVaR that is reported: the mean of the lowest ⌈αN⌉ scores"""
+    """α of each CVaR that is reported, the mean of the lowest ⌈αN⌉ scores, and of each mean score of the ⌈αN⌉ prompts
+    whose own score is lowest"""
+    judges: dict[str, Judge] = field(default_factory=dict)
+    """held-out rewards by a name of your choice; they score what validation, test and predict generate, and none is
+    trained on"""
+    toxicity_of: str | None = None
+    """whose score is a toxicity classifier's logit with sign -1: reward, or a judge's name; test then reports toxicity
+    probability and expected maximum toxicity over the completions of a prompt. none = neither"""
+    perplexity_texts: NonNegativeInt | None = None
+    """human texts whose perplexity under the policy test measures; none = every test text of the wanted class (paper),
+    0 = no perplexity"""
+    perplexity_judge: str | None = None
+    """hub id or folder of a frozen language model under which test measures the responses' perplexity; none = not"""
     confidence: Fraction = 0.95
-    """of every interval"""
+    """of every interval, less than 1"""
     resamples: PositiveInt = 2000
     """bootstrap resamples, by prompt"""
+
+    def __post_init__(self) -> None:
+        if self.confidence >= 1:
+            raise UserError(f"confidence={self.confidence}: only an infinite interval is certain; expected less than 1")
+        least = math.ceil(round(2 / (1 - self.confidence), 6))
+        if self.resamples < least:
+            raise UserError(
+                f"resamples={self.resamples}: too few for confidence={self.confidence}, expected at least {least}"
+            )
+        for name in self.judges:
+            if not name or name == "reward" or "/" in name:
+                raise UserError(
+                    f"judges: {name!r} cannot be a judge's name; expected one without '/' other than reward"
+                )
+        if self.toxicity_of is not None and self.toxicity_of not in ("reward", *self.judges):
+            known = ", ".join(("reward", *self.judges))
+            raise UserError(f"toxicity_of={self.toxicity_of}: expected one of the scores that there are: {known}")

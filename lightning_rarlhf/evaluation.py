@@ -1,154 +1,87 @@
-"""The two files that every method's `test` writes: ``generations.jsonl``, and ``results.json`` computed from it.
-
-Generations are streamed to disk, one JSON object a line, and renamed into place when complete; the results are then
-read off the finished file. Neither file is ever half-written. Documented in docs/results.md.
-"""
+"""The results of a method's `test`: every number with its interval, computed from the finished generations."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-from collections.abc import Iterator
-from dataclasses import asdict
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from torch import Tensor
 
-from lightning_rarlhf import __version__
 from lightning_rarlhf.config import EvaluationConfig
-from lightning_rarlhf.data_types import Samples
-from lightning_rarlhf.functional.statistics import Interval, cvar_interval, mean_interval
-from lightning_rarlhf.metrics import level_name
-from lightning_rarlhf.sampling import finish_reasons
+from lightning_rarlhf.functional.bounds import clopper_pearson
+from lightning_rarlhf.functional.risk import tail_size
+from lightning_rarlhf.functional.statistics import (
+    LEAST_TAIL,
+    Interval,
+    bootstrap_interval,
+    cvar_interval,
+    lower_tail_mean,
+    mean_interval,
+)
+from lightning_rarlhf.functional.tail_reward import lowest_rows, rows_at_most
+from lightning_rarlhf.functional.toxicity import TOXIC_FROM, maximum_toxicity
+from lightning_rarlhf.generations import read_columns
+from lightning_rarlhf.metrics import DISTINCT, level_name, share_name, threshold_name
+from lightning_rarlhf.results_file import GENERATIONS, publish, results_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
-GENERATIONS = "generations.jsonl"
-RESULTS = "results.json"
-PREDICTIONS = "predictions.jsonl"
+
+class _Bootstrap(TypedDict):
+    confidence: float
+    resamples: int
+    seed: int
 
 
-class GenerationWriter:
-    """Streams generations to ``<file>.partial`` and renames it when the last one is written."""
+def report(
+    finished: Path,
+    identity: Mapping[str, Any],
+    config: EvaluationConfig,
+    measured: Mapping[str, NDArray[np.float64]] | None = None,
+) -> None:
+    """Compute the results of finished generations, put both files in place and print the table.
 
-    def __init__(self, path: Path, eos_token_ids: Tensor) -> None:
-        self.path = path
-        self._eos_token_ids = eos_token_ids
-        self._partial = path.with_name(path.name + ".partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial.open("w", encoding="utf-8")
-
-    def add(self, samples: Samples, *, scores: Tensor, kl: Tensor, prompt_scores: Tensor) -> None:
-        """Write one line a prompt.
-
-        Args:
-            samples: B prompts with their responses.
-            scores: f32 [B], reward of prompt + response.
-            kl: f32 [B], Σ_t log π − log π_ref, in nats.
-            prompt_scores: f32 [B], reward of the prompt alone.
-        """
-        batch = samples.batch
-        columns = {
-            "index": batch.index.tolist(),
-            "prompt": batch.prompts,
-            "label": batch.labels.tolist(),
-            "source_score": [_finite(x) for x in batch.source_scores.tolist()],
-            "prompt_score": prompt_scores.tolist(),
-            "response": samples.responses,
-            "score": scores.tolist(),
-            "kl": kl.tolist(),
-            "tokens": samples.lengths.tolist(),
-            "finish_reason": finish_reasons(samples, self._eos_token_ids),
-        }
-        for row in zip(*columns.values(), strict=True):
-            self._file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
-
-    def close(self) -> Path:
-        """Put the finished file in place."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._partial, self.path)
-        return self.path
-
-
-def report(generations: Path, identity: dict[str, Any], config: EvaluationConfig) -> None:
-    """Print the table of a finished generations file and write ``results.json`` beside it."""
-    metrics = summarise(generations, config)
-    print_table(metrics, title=f"{identity['policy']}: {identity['module']}, responses in {generations}", config=config)
-    write_results(generations.with_name(RESULTS), metrics, identity, config, generations)
+    Args:
+        finished: what `GenerationWriter.finish` returned.
+        identity: what the results say of policy, reward and data.
+        config: what to report.
+        measured: figures that are not in the generations, by name: [n] a number per text or prompt, NaN = left out.
+    """
+    metrics = summarise(finished, config) | _measured(measured or {}, config)
+    folder = finished.parent
+    publish(finished, results_of(finished, metrics, identity, config))
+    title = f"{identity['policy']}: {identity['module']}, responses in {folder / GENERATIONS}"
+    print_table(metrics, title=title, config=config)
 
 
 def summarise(generations: Path, config: EvaluationConfig) -> dict[str, Interval]:
-    """Every number of the results table, each with its bootstrap interval over prompts.
+    """Every number that the generations hold, each with its interval over prompts; docs/results.md has the list.
 
-    ``score_mean`` (also by class), ``score_tail_le_<t>`` for prompts whose own score is at most t, ``cvar_<100 α>``,
-    ``kl_mean``, ``response_length_mean``, ``eos_rate``.
+    A figure without two prompts to compute it from is left out. With k completions a prompt is still one draw of the
+    bootstrap: its completions stay together.
     """
     column = read_columns(generations)
-    settings = {"confidence": config.confidence, "resamples": config.resamples, "seed": config.seed}
-    groups = {"score_mean": column["score"]}
-    for label, name in ((1, "wanted"), (0, "unwanted")):
-        groups[f"score_mean/{name}"] = column["score"][column["label"] == label]
-    for threshold in config.tail_thresholds:
-        groups[f"score_tail_le_{threshold:g}"] = column["score"][column["prompt_score"] <= threshold]
-    groups |= {"kl_mean": column["kl"], "response_length_mean": column["tokens"], "eos_rate": column["stopped"]}
-    means = {name: mean_interval(values, **settings) for name, values in groups.items() if len(values) > 1}
-    tails = {
-        level_name(level): cvar_interval(column["score"], level, **settings)
-        for level in config.tail_levels
-        if level * len(column["score"]) >= 1
+    settings = _settings(config)
+    groups = _score_groups(column, config) | {
+        "kl_mean": column["kl"],
+        "response_length_mean": column["tokens"],
+        "repetition_rate": column["repetition_rate"],
+        **{f"dist_{n}": column[f"dist_{n}"] for n in DISTINCT},
     }
-    return means | tails
+    means = {name: _mean(values, settings) for name, values in groups.items()}
+    result = {name: interval for name, interval in means.items() if interval is not None}
+    result |= _hard_prompts(column, config)
+    result["eos_rate"] = _rate(column["stopped"], settings)
+    for scores, prefix in ((column["score"], ""), *((column[f"judge/{j}"], f"judge/{j}/") for j in config.judges)):
+        result |= _tails(scores, prefix, config)
+    return result | _toxicity(column, config)
 
 
-def read_columns(generations: Path) -> dict[str, NDArray[np.float64]]:
-    """The numeric columns of a generations file, f64 [n] each; ``stopped`` is 1 where the response ended by itself."""
-    import numpy as np
-
-    def rows() -> Iterator[tuple[float, ...]]:
-        with generations.open(encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                numbers = (row["index"], row["label"], row["prompt_score"], row["score"], row["kl"], row["tokens"])
-                yield (*numbers, row["finish_reason"] == "stop")
-
-    names = ("index", "label", "prompt_score", "score", "kl", "tokens", "stopped")
-    table: NDArray[np.float64] = np.fromiter(rows(), dtype=np.dtype((np.float64, len(names)))).view(np.float64)
-    return dict(zip(names, table.reshape(-1, len(names)).T, strict=True))
-
-
-def write_results(
-    path: Path, metrics: dict[str, Interval], identity: dict[str, Any], config: EvaluationConfig, generations: Path
-) -> dict[str, Any]:
-    """Write ``results.json`` in one move and return its content."""
-    config_text = str(identity.pop("config", ""))
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code_version": __version__,
-        "torch_version": torch.__version__,
-        "config_sha256": hashlib.sha256(config_text.encode()).hexdigest() if config_text else None,
-        "generations_sha256": _sha256(generations),
-        "evaluation": asdict(config),
-        **identity,
-        "metrics": {name: _as_json(interval) for name, interval in metrics.items()},
-    }
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-    return content
-
-
-def print_table(metrics: dict[str, Interval], title: str, config: EvaluationConfig) -> None:
+def print_table(metrics: Mapping[str, Interval], title: str, config: EvaluationConfig) -> None:
     """Show the results in the terminal, a line a metric."""
     from rich.console import Console
     from rich.table import Table
@@ -162,22 +95,105 @@ def print_table(metrics: dict[str, Interval], title: str, config: EvaluationConf
     Console().print(table)
 
 
+def _score_groups(
+    column: Mapping[str, NDArray[np.float64]], config: EvaluationConfig
+) -> dict[str, NDArray[np.float64]]:
+    by_class = {name: column["score"][column["label"] == label] for label, name in ((1, "wanted"), (0, "unwanted"))}
+    return {
+        "score_mean": column["score"],
+        **{f"score_mean/{name}": scores for name, scores in by_class.items()},
+        **{f"judge/{name}/score_mean": column[f"judge/{name}"] for name in config.judges},
+    }
+
+
+def _hard_prompts(column: Mapping[str, NDArray[np.float64]], config: EvaluationConfig) -> dict[str, Interval]:
+    """Mean reward of the prompts that score low by themselves; which these are is taken as given, not resampled."""
+    prompt_scores = torch.from_numpy(column["prompt_score"].copy())
+    rows = {threshold_name(threshold): rows_at_most(prompt_scores, threshold) for threshold in config.tail_thresholds}
+    rows |= {share_name(share): lowest_rows(prompt_scores, share) for share in config.tail_levels}
+    found = {
+        name: _mean(column["score"][chosen.numpy()], _settings(config), LEAST_TAIL) for name, chosen in rows.items()
+    }
+    return {name: interval for name, interval in found.items() if interval is not None}
+
+
+def _tails(scores: NDArray[np.float64], prefix: str, config: EvaluationConfig) -> dict[str, Interval]:
+    """CVaR of all n·k responses, for the levels whose tail holds at least one prompt."""
+    levels = [level for level in config.tail_levels if level * len(scores) >= 1 and len(scores) > 1]
+    return {prefix + level_name(level): _cvar(scores, level, _settings(config)) for level in levels}
+
+
+def _cvar(scores: NDArray[np.float64], level: float, settings: _Bootstrap) -> Interval:
+    if scores.shape[1] == 1:
+        return cvar_interval(scores[:, 0], level, **settings)
+
+    def pooled(sample: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        return lower_tail_mean(sample.reshape(*sample.shape[:axis], -1), level)
+
+    if tail_size(len(scores), level) < LEAST_TAIL:
+        return _too_few(float(pooled(scores, axis=0)), len(scores), settings)
+    return bootstrap_interval(scores, pooled, **settings)
+
+
+def _toxicity(column: Mapping[str, NDArray[np.float64]], config: EvaluationConfig) -> dict[str, Interval]:
+    """Toxicity probability and expected maximum toxicity over a prompt's completions, if a score is a toxicity."""
+    if config.toxicity_of is None:
+        return {}
+    scores = column["score" if config.toxicity_of == "reward" else f"judge/{config.toxicity_of}"]
+    worst = maximum_toxicity(torch.from_numpy(scores.copy())).numpy()
+    toxic = clopper_pearson(int((worst >= TOXIC_FROM).sum()), len(worst), config.confidence)
+    maximum = _mean(worst, _settings(config))
+    return {"toxicity_probability": toxic} | ({"expected_max_toxicity": maximum} if maximum else {})
+
+
+def _measured(measured: Mapping[str, NDArray[np.float64]], config: EvaluationConfig) -> dict[str, Interval]:
+    means = {name: _mean(values, _settings(config)) for name, values in measured.items()}
+    return {name: interval for name, interval in means.items() if interval is not None}
+
+
+def _mean(values: NDArray[np.float64], settings: _Bootstrap, least: int = 2) -> Interval | None:
+    """Mean over prompts of [n], or of [n, k] over completions first; an unknown is left out, and with it its prompt.
+
+    With fewer than `least` prompts the interval is unbounded; None where there is none to speak of.
+    """
+    import numpy as np
+
+    by_prompt = values if values.ndim == 2 else values[:, None]
+    known = np.isfinite(by_prompt)
+    rows = known.any(axis=1)
+    means = np.where(known, by_prompt, 0.0)[rows].sum(axis=1) / known[rows].sum(axis=1)
+    if len(means) < 2:
+        return None
+    return mean_interval(means, **settings) if len(means) >= least else _too_few(means.mean(), len(means), settings)
+
+
+def _rate(happened: NDArray[np.float64], settings: _Bootstrap) -> Interval:
+    """Share of [n, k] completions; exact where k is 1, or where all agree, of which a bootstrap knows nothing.
+
+    Completions of one prompt are not independent: where all agree, each prompt counts as one trial.
+    """
+    n, share = len(happened), float(happened.mean())
+    if happened.shape[1] == 1 or share in (0.0, 1.0):
+        return clopper_pearson(round(share * n), n, settings["confidence"])
+    return mean_interval(happened.mean(axis=1), **settings)
+
+
+def _too_few(estimate: float, n: int, settings: _Bootstrap) -> Interval:
+    return Interval(
+        estimate=float(estimate),
+        low=-math.inf,
+        high=math.inf,
+        confidence=settings["confidence"],
+        n=n,
+        method=f"none: fewer than {LEAST_TAIL} prompts in the tail",
+    )
+
+
 def _ends(interval: Interval) -> str:
     if math.isinf(interval.low) and math.isinf(interval.high):
         return "too few prompts"
     return f"{interval.low:.3f} to {interval.high:.3f}"
 
 
-def _as_json(interval: Interval) -> dict[str, Any]:
-    """An end that the data cannot tell (±inf) is null."""
-    return {**asdict(interval), "low": _finite(interval.low), "high": _finite(interval.high)}
-
-
-def _finite(value: float) -> float | None:
-    """JSON has neither NaN nor infinity: what is unknown is null."""
-    return value if math.isfinite(value) else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _settings(config: EvaluationConfig) -> _Bootstrap:
+    return {"confidence": config.confidence, "resamples": config.resamples, "seed": config.seed}

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 _GREEDY_TOKENS = 16
 
 
-def export_policy(actor: ActorCritic, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save model, tokenizer and value head into `folder`, replacing what is there only once the copy is proven.
+def export_policy(actor: ActorCritic, tokenizer: PreTrainedTokenizerBase, folder: Path, *, with_critic: bool) -> None:
+    """Save model and tokenizer into `folder`, replacing what is there only once the copy is proven.
 
     The copy is reloaded with plain `AutoModelForCausalLM` and must continue a few prompts with the same greedy tokens.
+
+    Args:
+        actor: the policy with its critic.
+        tokenizer: the policy's.
+        folder: what to write.
+        with_critic: put the value head beside the model; False where it was not trained.
 
     Raises:
         ModelError: the reloaded copy answers differently; `folder` is left as it was.
@@ -34,8 +40,9 @@ def export_policy(actor: ActorCritic, tokenizer: PreTrainedTokenizerBase, folder
         copy = Path(scratch) / folder.name
         actor.lm.save_pretrained(copy)
         tokenizer.save_pretrained(copy)
-        head = {name: value.detach().cpu().contiguous() for name, value in actor.value_head.state_dict().items()}
-        save_file(head, copy / VALUE_HEAD_FILE)
+        if with_critic:
+            head = {name: value.detach().cpu().contiguous() for name, value in actor.value_head.state_dict().items()}
+            save_file(head, copy / VALUE_HEAD_FILE)
         _require_same_answers(actor.lm, copy)
         if folder.exists():
             shutil.move(folder, Path(scratch) / "replaced")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, SamplingConfig
-from lightning_rarlhf.data_types import PromptBatch, Samples
+from lightning_rarlhf.data_types import PromptBatch, Samples, TextBatch
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.evaluation import GENERATIONS, PREDICTIONS, GenerationWriter, report
-from lightning_rarlhf.metrics import ScoreSummary
+from lightning_rarlhf.evaluation import report
+from lightning_rarlhf.generations import Completions, GenerationWriter, read_rows
+from lightning_rarlhf.hub import require_model
+from lightning_rarlhf.metrics import ResponseSummary, ScoreSummary
+from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
 from lightning_rarlhf.policy import (
     ActorCritic,
     FrozenModel,
@@ -25,14 +30,18 @@ from lightning_rarlhf.policy import (
     load_actor_critic,
     load_causal_lm,
 )
+from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, weights_sha256
+from lightning_rarlhf.resume import reapply_settings, settings_of
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import score
-from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, require_room, sample
+from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, finish_reasons, require_room, sample
 from lightning_rarlhf.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch.optim import Optimizer
 
 
@@ -77,23 +86,34 @@ class LanguageModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Load what is frozen, on this process's device; choose the seed of all sampling."""
         _require_precision(str(self.trainer.precision))
+        require_one_process(self.trainer.world_size)
         if self.seed is None:
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        if stage == "fit" and not self.trains_with_reward:
+        if stage in ("fit", "validate") and not self.trains_with_reward:
             return
-        if stage in ("test", "predict") and self.trainer.world_size > 1:
-            raise UserError(
-                f"{stage} writes its files from one process, got {self.trainer.world_size}; give --trainer.devices 1"
-            )
         device = self.trainer.strategy.root_device
         if self.reward is None:
             raise UserError(f"{type(self).__name__}: {stage} needs a reward; set model.reward")
         self.reward.load(device)
+        for judge in self.evaluation.judges.values():
+            judge.load(device)
+        if stage == "test" and self.evaluation.perplexity_judge is not None:
+            require_model(self.evaluation.perplexity_judge)  # it is loaded at the very end, too late to find it missing
 
     @property
     def trains_with_reward(self) -> bool:
-        """Whether `fit` scores responses."""
+        """Whether `fit` and `validate` score responses."""
         return True
+
+    @property
+    def trains_critic(self) -> bool:
+        """Whether the value head is worth keeping."""
+        return True
+
+    @property
+    def trains_on(self) -> type[PromptBatch] | type[TextBatch]:
+        """The batches that `fit` takes."""
+        return PromptBatch
 
     def configure_model(self) -> None:
         """Load the policy, and the reference that KL is measured against."""
@@ -101,7 +121,7 @@ class LanguageModule(pl.LightningModule):
             return
         self.tokenizer = load_tokenizer(self.policy_config.pretrained, self.policy_config.revision)
         self.actor = load_actor_critic(self.policy_config, self.tokenizer)
-        if self.trains_with_reward or self.trainer.state.fn != "fit":
+        if self.trains_with_reward or self.trainer.state.fn in ("test", "predict"):
             self.reference = self._load_reference()
         self._built = True
 
@@ -112,7 +132,6 @@ class LanguageModule(pl.LightningModule):
             revision=None if self.reference_name else self.policy_config.revision,
             dtype=self.policy_config.dtype,
             attn_implementation=self.policy_config.attn_implementation,
-            trust_remote_code=self.policy_config.trust_remote_code,
         )
         lm = load_causal_lm(config)
         if lm.config.get_text_config().vocab_size != self.actor.lm.config.get_text_config().vocab_size:
@@ -126,13 +145,55 @@ class LanguageModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer that the configuration names, over what is trained."""
-        return self.make_optimizer([p for p in self.actor.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer([p for p in self.trained_network.parameters() if p.requires_grad])
+        self._optimizer_settings = settings_of(optimizer)
+        return optimizer
+
+    @property
+    def trained_network(self) -> torch.nn.Module:
+        """What the optimizer moves."""
+        return self.actor
+
+    # preconditions, checked once before the first batch
+
+    def on_train_start(self) -> None:
+        """Refuse data that does not fit; let the user's optimizer settings count in a resumed run."""
+        self._require_room(self.trainer.train_dataloader)
+        if self.trainer.ckpt_path:
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            for line in reapply_settings(self.trainer.optimizers[0], self._optimizer_settings, schedulers):
+                rank_zero_info(f"optimizer: {line}")
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        """Refuse batches of another purpose."""
+        if not isinstance(batch, self.trains_on):
+            purpose = "prompts" if self.trains_on is PromptBatch else "sft"
+            raise UserError(
+                f"{type(self).__name__} trains on {self.trains_on.__name__}, got {type(batch).__name__}; "
+                f"set data.purpose: {purpose}"
+            )
+
+    def on_validation_start(self) -> None:
+        self._require_room(self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        self._require_room(self.trainer.test_dataloaders)
+
+    def on_predict_start(self) -> None:
+        self._require_room(self.trainer.predict_dataloaders)
+
+    def _require_room(self, loader: Any) -> None:
+        """See that the longest prompt (the longest text of SFT) fits the model's context, before hours are spent."""
+        lengths = getattr(loader, "lengths", None)
+        if lengths is None or not len(lengths):
+            return
+        sampled = self.trains_on is PromptBatch or self.trainer.testing or self.trainer.predicting
+        require_room(self.actor.context_length, int(lengths.max()), self.sampling.max_new_tokens if sampled else 0)
 
     # sampling and scoring
 
     def generate(self, batch: PromptBatch, seed: SamplingSeed) -> Samples:
         """Draw one response a prompt from the current policy."""
-        require_room(self.actor.context_length, batch.input_ids.shape[1], self.sampling)
         decoder = CachedDecoder(self.actor)
         return sample(decoder, batch, self.sampling, seed, self.tokenizer, self.actor.eos_token_ids)
 
@@ -142,6 +203,11 @@ class LanguageModule(pl.LightningModule):
             raise UserError(f"{type(self).__name__} has no reward; set model.reward")
         return score(self.reward, samples)
 
+    def judge(self, samples: Samples) -> dict[str, Tensor]:
+        """f32 [B] of each held-out judge, by its name."""
+        prompts, responses = samples.batch.prompts, samples.responses
+        return {name: judge(prompts, responses) for name, judge in self.evaluation.judges.items()}
+
     @property
     def evaluation_seed(self) -> SamplingSeed:
         """Equal in every run, so that methods are compared on equal random numbers."""
@@ -150,15 +216,23 @@ class LanguageModule(pl.LightningModule):
     # validation: a fixed prompt set with fixed random numbers
 
     def on_validation_epoch_start(self) -> None:
-        self._summary = ScoreSummary(self.evaluation.tail_levels).to(self.device)
+        self._scores = ScoreSummary(self.evaluation.tail_levels).to(self.device)
+        self._responses = ResponseSummary(self.device)
+        self._judged = {name: MeanMetric().to(self.device) for name in self.evaluation.judges}
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Generate and score; the mean and the tails are logged when all prompts are in."""
+        """Generate and score; the figures are logged when all prompts are in."""
         samples = self.generate(batch, self.evaluation_seed)
-        self._summary.update(self.score(samples), samples.lengths)
+        self._scores.update(self.score(samples), samples.lengths)
+        stopped = [reason == "stop" for reason in finish_reasons(samples, self.actor.eos_token_ids)]
+        self._responses.update(samples.responses, torch.tensor(stopped, device=self.device), self._kl(samples))
+        for name, scores in self.judge(samples).items():
+            self._judged[name].update(scores.to(self.device))
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self._summary.compute().items()}, prog_bar=False)
+        judged = {f"judge/{name}/score_mean": metric.compute() for name, metric in self._judged.items()}
+        figures = self._scores.compute() | self._responses.compute() | judged
+        self.log_dict({f"val/{name}": value for name, value in figures.items()}, prog_bar=False)
 
     # test and predict: the same files for every method
 
@@ -166,19 +240,21 @@ class LanguageModule(pl.LightningModule):
         self._writer = GenerationWriter(self._run_folder / GENERATIONS, self.actor.eos_token_ids)
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Generate, score, and write one line a prompt."""
+        """Generate, score, and write one line a response."""
         self._write_generations(batch)
 
     def on_test_epoch_end(self) -> None:
         """Compute every number from the finished generations, print the table and write the results file."""
         assert self._writer is not None
-        report(self._writer.close(), self.result_identity(), self.evaluation)
+        finished = self._writer.finish()
+        perplexity = self._human_perplexity() | self._response_perplexity(finished)
+        report(finished, self.result_identity(), self.evaluation, perplexity)
 
     def on_predict_epoch_start(self) -> None:
         self._writer = GenerationWriter(self._run_folder / PREDICTIONS, self.actor.eos_token_ids)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Generate and score for prompts of the user's own; one line a prompt."""
+        """Generate and score for prompts of the user's own; one line a response."""
         self._write_generations(batch)
 
     def on_predict_epoch_end(self) -> None:
@@ -191,10 +267,37 @@ class LanguageModule(pl.LightningModule):
 
     def _write_generations(self, batch: PromptBatch) -> None:
         assert self._writer is not None
-        samples = self.generate(batch, self.evaluation_seed)
-        self._writer.add(
-            samples, scores=self.score(samples), kl=self._kl(samples), prompt_scores=self._prompt_scores(batch)
+        try:
+            draws = [self._complete(batch, draw) for draw in range(self.evaluation.completions)]
+            self._writer.add(draws, self._prompt_scores(batch))
+        except BaseException:
+            self._writer.discard()
+            raise
+
+    def _complete(self, batch: PromptBatch, draw: int) -> Completions:
+        samples = self.generate(batch, replace(self.evaluation_seed, draw=draw))
+        return Completions(
+            samples=samples, scores=self.score(samples), kl=self._kl(samples), judges=self.judge(samples)
         )
+
+    def perplexities(self, texts: Sequence[str]) -> Tensor:
+        """f32 [n], the perplexity of each text under the policy itself, whatever its responses are drawn with."""
+        return text_perplexities(self.actor, self.tokenizer, texts)
+
+    def _human_perplexity(self) -> dict[str, NDArray[np.float64]]:
+        """Of the data's human texts (docs/method.md, section 4); none where the data has no such texts."""
+        human_texts = getattr(getattr(self.trainer, "datamodule", None), "human_texts", None)
+        if human_texts is None or self.evaluation.perplexity_texts == 0:
+            return {}
+        return {"perplexity": self.perplexities(human_texts()[: self.evaluation.perplexity_texts]).double().numpy()}
+
+    def _response_perplexity(self, finished: Path) -> dict[str, NDArray[np.float64]]:
+        """Of the responses just written, [n, k], under the judge that the configuration names."""
+        name = self.evaluation.perplexity_judge
+        if name is None:
+            return {}
+        judge = ResponsePerplexity(name, self.device)
+        return {"perplexity_generations": judge(read_rows(finished)).reshape(-1, self.evaluation.completions)}
 
     def _kl(self, samples: Samples) -> Tensor:
         """f32 [B], Σ_t log π − log π_ref, in nats."""
@@ -205,7 +308,7 @@ class LanguageModule(pl.LightningModule):
         return (logratio * samples.response_mask).sum(dim=1)
 
     def _prompt_scores(self, batch: PromptBatch) -> Tensor:
-        """f32 [B], the reward of the prompts alone: the x-axis of every tail analysis (METHOD, section 3)."""
+        """f32 [B], the reward of the prompts alone: the x-axis of every tail analysis (docs/method.md, section 3)."""
         assert self.reward is not None
         return self.reward(batch.prompts, [""] * len(batch))
 
@@ -216,7 +319,9 @@ class LanguageModule(pl.LightningModule):
             "module": type(self).__name__,
             "policy": self.policy_config.pretrained,
             "policy_revision": self.policy_config.revision,
+            "policy_sha256": weights_sha256(self.actor.lm),
             "checkpoint": self.trainer.ckpt_path,
+            "seed": self.seed,
             "reference": self.reference_name or self.policy_config.pretrained,
             "reward": None if self.reward is None else self.reward.identity(),
             "data": data.identity() if data is not None and hasattr(data, "identity") else None,
@@ -229,9 +334,29 @@ class LanguageModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the sampling seed: a resumed run continues its own random numbers, whatever the command line says."""
         checkpoint["sampling_seed"] = self.seed
+        checkpoint["module"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.seed = checkpoint.get("sampling_seed", self.seed)
+        """Take the sampling seed up again.
+
+        Raises:
+            UserError: `fit` is to go on from another module's checkpoint, whose optimizer is not this one's.
+        """
+        made_by = checkpoint.get("module")
+        if self.trainer.state.fn == "fit" and made_by != type(self).__name__:
+            raise UserError(
+                f"the checkpoint was made by {made_by}, not {type(self).__name__}; to start from its weights give "
+                "the exported folder: --model.policy.pretrained RUN/huggingface"
+            )
+        if checkpoint["sampling_seed"] != self.seed:
+            rank_zero_info(f"the run goes on with its own seed, {checkpoint['sampling_seed']}, not {self.seed}")
+        self.seed = checkpoint["sampling_seed"]
+
+
+def require_one_process(world_size: int) -> None:
+    """Refuse several processes: each would take a tail of its own episodes, which is another method."""
+    if world_size > 1:
+        raise UserError(f"this version runs in one process, got {world_size}; give --trainer.devices 1")
 
 
 def _require_precision(precision: str) -> None:

@@ -177,7 +177,6 @@ def load_causal_lm(config: PolicyConfig) -> PreTrainedModel:
             config.pretrained,
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
-            trust_remote_code=config.trust_remote_code,
             **options,
         )
     except (OSError, ValueError) as error:
@@ -190,11 +189,22 @@ def load_causal_lm(config: PolicyConfig) -> PreTrainedModel:
     return lm
 
 
+def embedding_rows(lm: PreTrainedModel) -> int:
+    """Token ids that the model can read: 0 up to this number."""
+    weight = lm.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return int(weight.shape[0])
+
+
 def end_of_text_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a response: the tokenizer's EOS and those of the model's generation config."""
+    """Every token that ends a response: the tokenizer's EOS and those of the model's generation config.
+
+    A configured id beyond the vocabulary is left out: a small model's configuration may carry a large one's default.
+    """
     configured = getattr(lm.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
-    return sorted({int(token) for token in [tokenizer.eos_token_id, *listed] if token is not None})
+    known = {int(token) for token in listed if token is not None and token < embedding_rows(lm)}
+    return sorted({int(tokenizer.eos_token_id), *known})
 
 
 def _flag_checkpointed_blocks(lm: PreTrainedModel, mode: bool) -> None:
@@ -229,6 +239,12 @@ def load_actor_critic(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase) 
     from safetensors.torch import load_file
 
     lm = load_causal_lm(config)
+    rows = embedding_rows(lm)
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"{config.pretrained}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows; "
+            "resize the embeddings (resize_token_embeddings) and save the model again"
+        )
     actor = ActorCritic(lm, end_of_text_ids(lm, tokenizer))
     saved = Path(config.pretrained) / VALUE_HEAD_FILE
     if saved.is_file():

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_rarlhf.config import EvaluationConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch, PPOStats, PromptBatch, Rollout, TailReport
+from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.masked import masked_mean
 from lightning_rarlhf.kl_control import build_kl_controller, observed_kl
 from lightning_rarlhf.language_module import LanguageModule
@@ -119,6 +121,11 @@ class RiskAversePPOModule(LanguageModule):
         self.manual_backward(loss)
         parameters = [p for p in self.actor.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"iteration {self.iteration}: the gradient is not finite, nothing was updated; lower the learning "
+                "rate, or go on from the last checkpoint"
+            )
         if self.ppo.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.ppo.max_grad_norm, norm)
         _step_counted(optimizer, last)
@@ -140,6 +147,7 @@ class RiskAversePPOModule(LanguageModule):
             "risk/tail_size": float(tail.tail_size),
             "risk/var": tail.var,
             "risk/cvar": tail.cvar,
+            "risk/tail_kl_mean": tail.kl_mean,
             "tokens/response_length_mean": rollout.samples.lengths.float().mean(),
             **{f"ppo/{name}": value for name, value in vars(stats).items()},
             **{f"time/{name}": value for name, value in seconds.items()},
@@ -155,7 +163,9 @@ class RiskAversePPOModule(LanguageModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.kl_controller.load_state_dict(checkpoint["kl_controller"])
+        if self.trainer.state.fn == "fit":
+            self.kl_controller.load_state_dict(checkpoint["kl_controller"])
+            rank_zero_info(f"KL coefficient: the run goes on at {self.kl_controller.value:.4g}")
 
 
 def _step_counted(optimizer: LightningOptimizer, counts: bool) -> None:

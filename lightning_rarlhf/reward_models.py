@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from lightning_rarlhf.config import DType
+from lightning_rarlhf.config import DType, Judge
 from lightning_rarlhf.errors import ModelError, RewardError
 from lightning_rarlhf.hub import require_model
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class RewardModel(ABC):
+class RewardModel(Judge):
     """Scores finished texts: ``reward(prompts, responses) -> scores [B]``."""
 
-    def load(self, device: torch.device) -> None:  # noqa: B027 - a reward without weights has nothing to load
+    def load(self, device: torch.device) -> None:
         """Load weights onto `device`; called once, before the first batch."""
 
     @abstractmethod

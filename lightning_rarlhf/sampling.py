@@ -119,7 +119,7 @@ def sample(
         batch=batch,
         sequences=torch.cat([batch.input_ids, tokens], dim=1),
         response_mask=counts,
-        responses=tuple(decode_responses(tokens, counts, tokenizer)),
+        responses=tuple(decode_responses(batch, tokens, counts, tokenizer)),
     )
 
 
@@ -127,30 +127,47 @@ def _draw(logits: Tensor, step: int, uniform: Tensor, sampling: SamplingConfig, 
     """Invert the distribution function at `uniform`: [B, V], [B] → i64 [B]. A token of probability 0 is never drawn."""
     steps = torch.full((len(logits),), step, device=logits.device)
     ban = eos_ban(steps, logits.shape[-1], eos_token_ids, sampling)
-    cumulative = warp(logits, sampling, ban=ban).softmax(dim=-1).cumsum(dim=-1)
+    # in float64: a parallel sum in float32 may rise at a token of probability 0
+    cumulative = warp(logits, sampling, ban=ban).softmax(dim=-1).double().cumsum(dim=-1)
     total = cumulative[:, -1:]
     # rounding may lift u·total to the total itself, beyond the last token
-    threshold = (uniform[:, None] * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
+    threshold = (uniform[:, None].double() * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
 
 
-def decode_responses(tokens: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Text of each response without special tokens; padding is cut by the mask, not by token id."""
-    kept = [row[: int(length)].tolist() for row, length in zip(tokens.cpu(), mask.sum(dim=1).tolist(), strict=True)]
-    texts: list[str] = tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return texts
+def decode_responses(batch: PromptBatch, tokens: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Text of each response without special tokens, such that prompt + response is the text of all the tokens.
+
+    Decoded by itself a response may lose the space before its first word, as SentencePiece tokenizers do; so prompt and
+    response are decoded together, and the prompt is taken off. Padding is cut by the masks, not by token id.
+    """
+
+    def decode(rows: list[list[int]]) -> list[str]:
+        texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return texts
+
+    prompts = [row[keep].tolist() for row, keep in zip(batch.input_ids.cpu(), batch.attention_mask.cpu(), strict=True)]
+    replies = [row[keep].tolist() for row, keep in zip(tokens.cpu(), mask.cpu(), strict=True)]
+    before = decode(prompts)
+    together = decode([prompt + reply for prompt, reply in zip(prompts, replies, strict=True)])
+    alone = decode(replies)
+    return [
+        # a prompt that was cut inside a character decodes to something else than the text begins with
+        whole[len(prompt) :] if whole.startswith(prompt) else reply
+        for prompt, whole, reply in zip(before, together, alone, strict=True)
+    ]
 
 
-def require_room(context_length: int | None, prompt_tokens: int, sampling: SamplingConfig) -> None:
-    """Refuse prompts and responses that do not fit into the model's context.
+def require_room(context_length: int | None, prompt_tokens: int, max_new_tokens: int) -> None:
+    """Refuse prompts and responses that do not fit into the model's context; texts are prompts without a response.
 
     Raises:
         ModelError: with the three numbers.
     """
-    if context_length is not None and prompt_tokens + sampling.max_new_tokens > context_length:
+    if context_length is not None and prompt_tokens + max_new_tokens > context_length:
         raise ModelError(
-            f"{prompt_tokens} prompt tokens + max_new_tokens={sampling.max_new_tokens} do not fit into the model's "
-            f"context of {context_length} tokens; shorten the prompts (data.prompt_tokens) or the responses"
+            f"{prompt_tokens} prompt tokens + max_new_tokens={max_new_tokens} do not fit into the model's context of "
+            f"{context_length} tokens; lower data.prompt_tokens (SFT: data.text_tokens) or sampling.max_new_tokens"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
+from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.logprobs import token_logprobs
 from lightning_rarlhf.functional.masked import masked_mean
 from lightning_rarlhf.language_module import LanguageModule
@@ -48,13 +51,30 @@ class SFTModule(LanguageModule):
     def trains_with_reward(self) -> bool:
         return False
 
+    @property
+    def trains_critic(self) -> bool:
+        return False
+
+    @property
+    def trains_on(self) -> type[TextBatch]:
+        return TextBatch
+
+    @property
+    def trained_network(self) -> torch.nn.Module:
+        return cast("torch.nn.Module", self.actor.lm)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over the language model; the critic is not trained here."""
-        optimizer = self.make_optimizer([p for p in self.actor.lm.parameters() if p.requires_grad])
+        """The optimizer over the language model alone, and the paper's linear decay."""
+        optimizer = super().configure_optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
         if not self.linear_decay:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < float("inf"):
+            raise UserError("linear_decay needs the run's length: set trainer.max_steps or trainer.max_epochs")
+        scheduler = torch.optim.lr_scheduler.LinearLR(
+            optimizer, start_factor=1.0, end_factor=0.0, total_iters=int(steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import train
 from tests.datamodules.data_files import jigsaw_rows, write_csv
 from tests.test_configs import QUIET, ROOT
-from tests.tiny_models import save_classifier, save_policy
+from tests.tiny_models import causal_lm, save_classifier, save_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -19,6 +19,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bad_input")
     save_policy(root / "policy", context=64)
     save_policy(root / "no_eos", eos=None)
+    save_policy(root / "long_tokenizer", pad="<another pad>")
+    causal_lm("gpt2", context=10).save_pretrained(save_policy(root / "short"))
     save_classifier(root / "reward")
     (root / "data").mkdir()
     (root / "empty_folder").mkdir()
@@ -69,6 +71,8 @@ def not_a_number(prompts, responses):
 def a_string(prompts, responses):
     return "good"
 
+
+SFT = ["--model", "SFTModule", "--data.purpose", "sft", "--trainer.callbacks", "[]"]
 
 CASES = {
     "missing data": (["--data.path", "{world}/nowhere"], r"nowhere: no such folder; expected one with train.csv"),
@@ -121,7 +125,25 @@ CASES = {
     "wrong number": (["--model.ppo.gamma", "2"], r"model\.ppo\.gamma: .*2 does not conform"),
     "min above max": (["--model.sampling.min_new_tokens", "99"], r"min_new_tokens=99 is more than max_new_tokens=32"),
     "no such config": (["--config", "{world}/none.yaml"], r"none.yaml"),
-    "no such checkpoint": (["--ckpt_path", "{world}/none.ckpt"], r"none\.ckpt"),
+    "no such checkpoint": (["--ckpt_path", "{world}/none.ckpt"], r"ckpt_path .*none\.ckpt: no such checkpoint there"),
+    "no last checkpoint": (["--ckpt_path", "last"], r"ckpt_path last: no such checkpoint in "),
+    "no best checkpoint": (["--ckpt_path", "best"], r"ckpt_path best: no such checkpoint in "),
+    "texts for PPO": (["--data.purpose", "sft"], r"trains on PromptBatch, got TextBatch; set data\.purpose: prompts"),
+    "prompts for SFT": (
+        ["--model", "SFTModule", "--trainer.callbacks", "[]"],
+        r"SFTModule trains on TextBatch, got PromptBatch; set data.purpose: sft",
+    ),
+    "texts too long": (
+        [*SFT, "--model.policy.pretrained", "{world}/short"],
+        r"\d prompt tokens .* 10 tokens; lower",
+    ),
+    "another tokenizer": (["--data.tokenizer", "{world}/bytes"], r"data.tokenizer .*bytes: .* the policy's own"),
+    "long tokenizer": (
+        ["--model.policy.pretrained", "{world}/long_tokenizer"],
+        r"its tokenizer has 18 tokens, its embedding 17",
+    ),
+    "float16 policy": (["--model.policy.dtype", "float16"], r"policy\.dtype: .*'float32', 'bfloat16'"),
+    "several processes": (["--trainer.devices", "2"], r"runs in one process, got 2; give --trainer\.devices 1"),
     "precision": (["--trainer.precision", "16-true"], r"expected 32-true or bf16-mixed"),
     "clipping by the trainer": (["--trainer.gradient_clip_val", "1.0"], r"not supported for manual optimization"),
     "accumulation by the trainer": (
@@ -165,6 +187,34 @@ def test_one_line_and_exit_status_2(world, tmp_path, capfd, name):
 def test_the_same_arguments_without_a_mistake_train(world, tmp_path):
     train.main(arguments(world, tmp_path))
     assert (tmp_path / "huggingface" / "config.json").is_file()
+
+
+def test_a_failing_test_leaves_nothing(world, tmp_path, capfd):
+    reward = ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_bad_input.not_a_number"]
+    with pytest.raises(SystemExit):
+        train.main(["test", *arguments(world, tmp_path)[1:], *reward])
+    assert "scores are not finite" in capfd.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "lightning_logs" not in path.parts]
+
+
+def test_a_used_folder_is_not_overwritten(world, tmp_path, capfd):
+    train.main(arguments(world, tmp_path))
+    before = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(SystemExit):
+        train.main(arguments(world, tmp_path))
+    assert "holds another run's last.ckpt; go on from it with --ckpt_path last" in capfd.readouterr().err
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_another_modules_checkpoint_is_refused_for_training_and_taken_for_tests(world, tmp_path, capfd):
+    sft = [*arguments(world, tmp_path / "sft"), "--model", "SFTModule", "--data.purpose", "sft"]
+    train.main([*sft, "--trainer.callbacks", "[]"])
+    checkpoint = str(tmp_path / "sft" / "checkpoints" / "last.ckpt")
+    with pytest.raises(SystemExit):
+        train.main([*arguments(world, tmp_path / "ppo"), "--ckpt_path", checkpoint])
+    assert "made by SFTModule, not RiskAversePPOModule" in capfd.readouterr().err
+    train.main(["test", *arguments(world, tmp_path / "ppo")[1:], "--ckpt_path", checkpoint])
+    assert (tmp_path / "ppo" / "results.json").is_file()
 
 
 def test_a_misspelt_key_in_a_file_is_named(world, tmp_path, capfd):

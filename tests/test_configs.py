@@ -130,7 +130,7 @@ def test_test_writes_the_two_files_and_a_table(world, task, tmp_path, capsys):
     ],
 )
 def test_the_papers_numbers_stand_in_the_configuration(task, settings):
-    """Kept apart from the files on purpose: METHOD's figures, typed in again."""
+    """Kept apart from the files on purpose: the published figures, typed in again."""
     config = yaml.safe_load((ROOT / "configs" / f"{task}.yaml").read_text())
     model = config["model"]["init_args"]
     assert model["policy"]["pretrained"] == "gpt2"

@@ -53,9 +53,26 @@ PLACES = (
     Place("lightning_rarlhf/rollout.py", 2),
     Place("lightning_rarlhf/ppo_update.py", 2),
     Place("lightning_rarlhf/metrics.py", 2),
-    Place("lightning_rarlhf/evaluation.py", 2, ("lightning_rarlhf/metrics.py",)),
+    Place("lightning_rarlhf/perplexity.py", 2),
+    Place("lightning_rarlhf/generations.py", 2, ("lightning_rarlhf/metrics.py",)),
+    Place("lightning_rarlhf/results_file.py", 2),
+    Place(
+        "lightning_rarlhf/evaluation.py",
+        2,
+        ("lightning_rarlhf/metrics.py", "lightning_rarlhf/generations.py", "lightning_rarlhf/results_file.py"),
+    ),
     Place("lightning_rarlhf/export.py", 2),
+    Place("lightning_rarlhf/resume.py", 2),
     Place("lightning_rarlhf/figures.py", 2),
+    Place("lightning_rarlhf/results.py", 2, ("lightning_rarlhf/generations.py", "lightning_rarlhf/results_file.py")),
+    Place(
+        "lightning_rarlhf/report/",
+        2,
+        ("lightning_rarlhf/report/", "lightning_rarlhf/results.py", "lightning_rarlhf/figures.py"),
+    ),
+    Place("lightning_rarlhf/certify/__init__.py", 0),
+    Place("lightning_rarlhf/certify/claims.py", 1),
+    Place("lightning_rarlhf/certify/trials.py", 2, ("lightning_rarlhf/results_file.py",)),
     # 3: Lightning; data and callbacks know neither each other nor a method's module, only the modules' common base
     Place("lightning_rarlhf/cli_errors.py", 3),
     Place("lightning_rarlhf/language_module.py", 3),
@@ -67,6 +84,7 @@ PLACES = (
     Place("lightning_rarlhf/cli.py", 4),
     Place("train.py", 4, ("lightning_rarlhf/cli.py",)),
     Place("lightning_rarlhf/quickstart/__main__.py", 4, ("lightning_rarlhf/cli.py", "train.py")),
+    Place("lightning_rarlhf/certify/__main__.py", 4),
     # What the quickstart is made of stands lower than the program that runs it.
     Place("lightning_rarlhf/quickstart/", 2, ("lightning_rarlhf/quickstart/",)),
 )

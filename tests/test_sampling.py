@@ -172,7 +172,23 @@ def test_responses_are_decoded_without_the_end_of_text_token(policy_folder):
 
 
 def test_prompt_and_response_must_fit_the_context():
-    require_room(64, 32, SamplingConfig(max_new_tokens=32))
-    require_room(None, 10**6, SamplingConfig())
+    require_room(64, 32, 32)
+    require_room(None, 10**6, 48)
     with pytest.raises(ModelError, match=r"33 prompt tokens \+ max_new_tokens=32 .* 64 tokens"):
-        require_room(64, 33, SamplingConfig(max_new_tokens=32))
+        require_room(64, 33, 32)
+
+
+def test_a_sentence_piece_response_keeps_the_space_before_its_first_word(policy_folder):
+    """The tiny tokenizer writes spaces as SentencePiece does: decoded alone, a response loses its first one."""
+    tokenizer = load_tokenizer(str(policy_folder))
+    samples = sample(
+        FixedDecoder([0.0] * 3 + [1.0]), batch_of([[5, 6]]), SamplingConfig(max_new_tokens=2), SEED, tokenizer, EOS
+    )
+    assert tokenizer.decode([3, 3]) == "good good"
+    assert samples.responses == (" good good",)
+
+
+def test_the_exempt_token_alone_escapes_a_ban_whatever_the_filter():
+    samples, _ = draw([0.2, 0.5, 0.3], rows=30, max_new_tokens=4, min_new_tokens=4, top_k=3)
+    assert (samples.lengths == 4).all()
+    assert 1 not in samples.sequences[:, 1:]

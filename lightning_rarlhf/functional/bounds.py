@@ -11,6 +11,7 @@ by Thomas and Learned-Miller, 2019.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -151,14 +152,7 @@ def prompts_needed_for_rate(p: float, delta: float, *, failures: int = 0) -> int
     if failures < 0:
         raise ValueError(f"failures: got {failures}, expected at least 0")
     allowed = delta * (1 + 1e-12)  # so that rounding error costs no prompt where the two are equal
-    enough = failures + 1
-    while stats.binom.cdf(failures, enough, p) > allowed:
-        enough *= 2
-    least = failures
-    while enough - least > 1:
-        middle = (least + enough) // 2
-        least, enough = (least, middle) if stats.binom.cdf(failures, middle, p) <= allowed else (middle, enough)
-    return enough
+    return _fewest(lambda n: bool(stats.binom.cdf(failures, n, p) <= allowed), least=failures + 1)
 
 
 def anderson_cvar_bound(values: ArrayLike, alpha: float, *, minimum: float, confidence: float = 0.95) -> Interval:
@@ -182,18 +176,79 @@ def anderson_cvar_bound(values: ArrayLike, alpha: float, *, minimum: float, conf
     """
     ordered = np.sort(as_vector(values))
     require_tail(len(ordered), alpha)
-    if not 0.5 <= confidence < 1:
-        raise ValueError(f"confidence: got {confidence}, expected at least 0.5 and less than 1")
-    if not ordered[0] >= minimum:
-        raise ValueError(f"minimum: got {minimum}, expected at most the least value, {ordered[0]}")
+    _require_bounded(ordered, minimum, confidence)
     n = len(ordered)
-    reach = min(alpha, math.sqrt(math.log(1 / (1 - confidence)) / (2 * n)))
-    mass = np.diff(np.minimum(reach + np.arange(n + 1) / n, alpha))
     return Interval(
         estimate=float(lower_tail_mean(ordered, alpha)),
-        low=float((reach * minimum + mass @ ordered) / alpha),
+        low=_worst_cvar(ordered, alpha, minimum, _reach(n, confidence)),
         high=math.inf,
         confidence=confidence,
         n=n,
         method="Anderson/DKW, lower",
     )
+
+
+def prompts_needed_for_cvar(
+    values: ArrayLike, alpha: float, claim: float, *, minimum: float, confidence: float = 0.95
+) -> int | None:
+    """Fewest prompts with which `anderson_cvar_bound` reaches `claim`, if they score as `values` do.
+
+    With the highest possible score as the only value this is the best case: no claim is had for fewer.
+
+    Args:
+        values: [n], scores whose distribution is taken for the true one, finite.
+        alpha: risk level in (0, 1].
+        claim: "CVaR is at least this".
+        minimum: least score possible.
+        confidence: in [0.5, 1).
+
+    Returns:
+        None if no number of prompts is enough: the CVaR of `values` itself is not above the claim.
+
+    Raises:
+        ValueError: if a value is below `minimum`, or an argument is out of range.
+
+    >>> prompts_needed_for_cvar([1.0], 0.1, 0.5, minimum=0.0)
+    600
+    """
+    ordered = np.sort(as_vector(values))
+    tail_size(len(ordered), alpha)
+    _require_bounded(ordered, minimum, confidence)
+    if not _worst_cvar(ordered, alpha, minimum, 0.0) > claim:
+        return None
+    slack = 1e-12 * max(1.0, abs(claim))  # so that rounding error costs no prompt where the two are equal
+    return _fewest(
+        lambda n: _worst_cvar(ordered, alpha, minimum, _reach(n, confidence)) >= claim - slack,
+        least=math.ceil(round(1 / alpha, 9)),
+    )
+
+
+def _worst_cvar(ordered: Array, alpha: float, minimum: float, reach: float) -> float:
+    """CVaR of the distribution function min(1, F_n + reach), whose added mass is at `minimum`."""
+    n = len(ordered)
+    reach = min(alpha, reach)
+    mass = np.diff(np.minimum(reach + np.arange(n + 1) / n, alpha))
+    return float((reach * minimum + mass @ ordered) / alpha)
+
+
+def _reach(n: int, confidence: float) -> float:
+    """Distance ε between F and F_n that n prompts exceed, on one side, with chance 1 - confidence at most."""
+    return math.sqrt(math.log(1 / (1 - confidence)) / (2 * n))
+
+
+def _require_bounded(ordered: Array, minimum: float, confidence: float) -> None:
+    if not 0.5 <= confidence < 1:
+        raise ValueError(f"confidence: got {confidence}, expected at least 0.5 and less than 1")
+    if not ordered[0] >= minimum:
+        raise ValueError(f"minimum: got {minimum}, expected at most the least value, {ordered[0]}")
+
+
+def _fewest(enough: Callable[[int], bool], least: int) -> int:
+    """Smallest n ≥ `least` that is enough, where more never hurts."""
+    low, high = least - 1, least
+    while not enough(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -39,7 +39,8 @@ def warp(logits: Tensor, sampling: SamplingConfig, *, ban: Tensor | None = None,
     removed = ban
     if sampling.top_k or sampling.top_p < 1.0:
         allowed = logits.detach() if ban is None else logits.detach().masked_fill(ban, -torch.inf)
-        removed = _filtered(allowed, sampling.top_k, sampling.top_p)
+        filtered = _filtered(allowed, sampling.top_k, sampling.top_p)
+        removed = filtered if ban is None else filtered | ban
     if removed is None:
         return logits
     if keep is not None:

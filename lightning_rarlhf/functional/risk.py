@@ -41,6 +41,11 @@ def tail_size(batch_size: int, risk_level: float) -> int:
     return _count(risk_level, batch_size)
 
 
+def annealing_end(total: int, rho: float) -> int:
+    """⌈ρM⌉, the first of M = `total` iterations at which the schedule has reached α (Eqs. 8-10)."""
+    return _count(rho, total)
+
+
 def scheduled_risk_level(iteration: int, *, total: int, risk_level: float, warmup: int, rho: float) -> float:
     """Risk level of one iteration (Eqs. 8-10).
 
@@ -65,7 +70,7 @@ def scheduled_risk_level(iteration: int, *, total: int, risk_level: float, warmu
     for name, value, least in (("iteration", iteration, 0), ("total", total, 1), ("warmup", warmup, 0)):
         if value < least:
             raise ScheduleError(f"{name}: got {value}, expected at least {least}")
-    reached = _count(rho, total)
+    reached = annealing_end(total, rho)
     if iteration <= warmup:
         return 1.0
     if iteration >= reached:

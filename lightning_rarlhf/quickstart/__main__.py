@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import shlex
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
     _hush()
     write_tiny_policy(folder / "policy")
     _say(1, "SFT: a tiny policy learns to write restaurant comments, one in five of them harsh")
+    _forget_checkpoints(folder)
     _train("fit", ["sft.yaml"], folder / "policy", folder / "sft", fit_args)
     start = folder / "sft" / "huggingface"
     _say(2, "RLHF from and against it: every episode counts")
@@ -70,6 +72,12 @@ def _test(folder: Path, name: str, run: str) -> Outcome:
     reference = str(folder / "sft" / "huggingface")
     _train("test", ["rarlhf.yaml"], folder / run / "huggingface", folder / run, ["--model.reference", reference])
     return read_outcome(name, folder / run / "generations.jsonl")
+
+
+def _forget_checkpoints(folder: Path) -> None:
+    """Each quickstart starts afresh; a fit would refuse the folder of a finished run."""
+    for run in ("sft", "rlhf", "rarlhf"):
+        shutil.rmtree(folder / run / "checkpoints", ignore_errors=True)
 
 
 def _train(command: str, configs: list[str], policy: Path, root: Path, more: list[str]) -> None:

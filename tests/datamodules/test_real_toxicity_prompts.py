@@ -83,7 +83,7 @@ def test_fine_tuning_sees_the_prompt_text_only(tmp_path: Path, tokenizer_folder:
 
     texts = load_tokenizer(tokenizer_folder).batch_decode(batch.input_ids, skip_special_tokens=True)
     assert all(text.startswith("row ") and "never used" not in text for text in texts)
-    assert identity_of(data)["classes"] == {"train": {"wanted": 37}, "val": {}, "test": {"wanted": 4}}
+    assert identity_of(data)["classes"] == {"train": {"wanted": 37}, "val": {}, "test": {"wanted": 4, "unwanted": 4}}
 
 
 def test_unclear_folder(tmp_path: Path, tokenizer_folder: str) -> None:

@@ -12,6 +12,7 @@ from lightning_rarlhf.functional.bounds import (
     anderson_cvar_bound,
     clopper_pearson,
     dkw_band,
+    prompts_needed_for_cvar,
     prompts_needed_for_rate,
     quantile_interval,
 )
@@ -210,3 +211,36 @@ def test_a_tail_that_no_prompt_represents_is_refused() -> None:
 def test_bounds_that_would_not_hold_are_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         anderson_cvar_bound(np.linspace(0, 1, 50), 0.5, **({"minimum": 0.0} | change))
+
+
+@pytest.mark.parametrize(("alpha", "claim", "minimum"), [(0.1, 0.5, 0.0), (1.0, 0.9, -1.0), (0.3, -0.5, -1.0)])
+@pytest.mark.parametrize("confidence", [0.5, 0.99])
+def test_prompts_needed_for_a_tail_in_the_best_case(
+    alpha: float, claim: float, minimum: float, confidence: float
+) -> None:
+    """All scores are 1: the bound is (ε·minimum + (α - ε))/α, hence ε ≤ α (1 - claim)/(1 - minimum)."""
+    reach = alpha * (1 - claim) / (1 - minimum)
+    expected = math.ceil(math.log(1 / (1 - confidence)) / (2 * reach**2) - 1e-9)
+    found = prompts_needed_for_cvar([1.0], alpha, claim, minimum=minimum, confidence=confidence)
+    assert found == max(expected, math.ceil(1 / alpha))
+    if found * alpha > 1:
+        low = anderson_cvar_bound(np.ones(found), alpha, minimum=minimum, confidence=confidence).low
+        assert low >= claim - 1e-9
+
+
+def test_prompts_needed_for_a_tail_by_repeating_the_values() -> None:
+    values = np.random.default_rng(0).uniform(size=100)
+    needed = prompts_needed_for_cvar(values, 0.5, 0.2, minimum=0.0)
+    assert needed is not None
+    repeats = needed / 100
+    assert anderson_cvar_bound(np.tile(values, math.ceil(repeats)), 0.5, minimum=0.0).low >= 0.2
+    assert anderson_cvar_bound(np.tile(values, math.floor(repeats)), 0.5, minimum=0.0).low < 0.2
+
+
+def test_no_number_of_prompts_shows_what_the_values_do_not_have() -> None:
+    assert prompts_needed_for_cvar([1.0], 0.1, 1.0, minimum=0.0) is None
+    assert prompts_needed_for_cvar([0.0, 1.0], 1.0, 0.6, minimum=0.0) is None
+    with pytest.raises(ValueError, match="minimum: got 2.0"):
+        prompts_needed_for_cvar([1.0], 0.1, 0.5, minimum=2.0)
+    with pytest.raises(ValueError, match="confidence: got 0.1"):
+        prompts_needed_for_cvar([1.0], 0.1, 0.5, minimum=0.0, confidence=0.1)

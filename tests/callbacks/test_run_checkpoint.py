@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks import RunCheckpoint
+from lightning_rarlhf.errors import UserError
+from tests.callbacks.scripted import ScriptedModule, fit
+
+REWARD = (0.0, 1.0, 5.0, 3.0, 7.0, 6.0, 2.0)
+PERPLEXITY = (40.0, 41.0, 44.0, 47.0, 60.0, 48.0, 50.0)
+SCRIPT = {step: {"val/cvar_10": REWARD[step], "val/perplexity": PERPLEXITY[step]} for step in range(7)}
+
+
+def checkpoint(folder: Path, **settings) -> RunCheckpoint:
+    return RunCheckpoint(**{"dirpath": str(folder / "checkpoints"), "monitor": "val/cvar_10"} | settings)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def weight(path: str | Path) -> float:
+    """Iterations that the saved state has had."""
+    return float(torch.load(path, weights_only=True)["state_dict"]["weight"])
+
+
+@pytest.fixture
+def told(caplog, capsys):
+    caplog.set_level("INFO")
+    return lambda: caplog.text + capsys.readouterr().err
+
+
+# Without a guard
+
+
+@pytest.mark.parametrize("every_n_iterations", [1, 2, 25])
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_best_is_kept_whenever_the_last_is_written(tmp_path, every_n_iterations, every):
+    """`last.ckpt` may be written just before the validation; that is no reason to pass over the best."""
+    fit(SCRIPT, [checkpoint(tmp_path, every_n_iterations=every_n_iterations)], tmp_path, every=every)
+    assert files(tmp_path) == ["best-step=4.ckpt", "last.ckpt"]
+    assert weight(tmp_path / "checkpoints" / "best-step=4.ckpt") == 4
+    assert weight(tmp_path / "checkpoints" / "last.ckpt") == 6
+
+
+def test_the_smaller_metric_and_several_checkpoints(tmp_path):
+    fit(SCRIPT, [checkpoint(tmp_path, mode="min", save_top_k=2)], tmp_path)
+    assert files(tmp_path) == ["best-step=1.ckpt", "best-step=6.ckpt", "last.ckpt"]
+
+
+def test_without_a_monitor_only_the_last_is_kept(tmp_path):
+    fit(SCRIPT, [checkpoint(tmp_path, monitor=None)], tmp_path)
+    assert files(tmp_path) == ["last.ckpt"]
+
+
+def test_a_monitor_that_is_not_logged_is_refused_with_the_metrics_there_are(tmp_path):
+    with pytest.raises(UserError, match="validation does not log 'val/cvar_1'; .* val/cvar_10, val/perplexity"):
+        fit(SCRIPT, [checkpoint(tmp_path, monitor="val/cvar_1")], tmp_path)
+
+
+def test_a_run_without_a_guard_validates_only_when_due(tmp_path):
+    _, module = fit(SCRIPT, [checkpoint(tmp_path)], tmp_path, every=3)
+    assert module.validated == [3, 6]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_the_last_knows_what_the_validation_after_it_found(tmp_path, steps):
+    """Written just before that validation, and written again: a resumed run does not repeat it."""
+    fit(SCRIPT, [checkpoint(tmp_path, save_top_k=6)], tmp_path, steps=steps)
+    resumed = checkpoint(tmp_path, save_top_k=6)
+    _, module = fit(SCRIPT, [resumed], tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert module.validated == list(range(steps + 1, 7))
+    assert sorted(float(score) for score in resumed.best_k_models.values()) == sorted(REWARD[1:])
+
+
+# With a guard
+
+
+@pytest.mark.parametrize(
+    ("max_rise", "best"),
+    [(0.6, 4), (0.5, 4), (0.25, 5), (0.2, 5), (0.15, 2), (0.05, 1)],
+)
+def test_the_best_is_chosen_within_the_guard(tmp_path, max_rise, best):
+    """Limits of 64, 60, 50, 48, 46 and 42; a rise of exactly the limit is within it."""
+    callback = checkpoint(tmp_path, guard="val/perplexity", max_rise=max_rise)
+    _, module = fit(SCRIPT, [callback], tmp_path)
+    assert module.validated == [0, 1, 2, 3, 4, 5, 6]  # once before the first iteration, to know the start
+    assert Path(callback.best_model_path).name == f"best-step={best}.ckpt"
+    assert files(tmp_path) == [f"best-step={best}.ckpt", "last.ckpt"]
+
+
+def test_it_says_where_the_guard_starts_and_what_it_refused(tmp_path, told):
+    fit(SCRIPT, [checkpoint(tmp_path, guard="val/perplexity", max_rise=0.25)], tmp_path)
+    text = told()
+    assert "val/perplexity starts at 40; above 50 nothing is the best" in text
+    assert "iteration 4: val/perplexity is 60, above the limit of 50" in text
+    assert text.count("not a candidate") == 1
+
+
+def test_where_no_state_is_within_the_guard_no_best_is_kept_and_it_says_so(tmp_path, told):
+    fit(SCRIPT, [checkpoint(tmp_path, guard="val/perplexity", max_rise=0.0)], tmp_path)
+    assert files(tmp_path) == ["last.ckpt"]
+    assert "no best checkpoint: val/perplexity was above its limit, 40, at all of 6 validations" in told()
+
+
+def test_a_guard_that_is_nan_refuses(tmp_path):
+    script = {**SCRIPT, 4: {"val/cvar_10": 9.0, "val/perplexity": float("nan")}}
+    callback = checkpoint(tmp_path, guard="val/perplexity", max_rise=0.25)
+    fit(script, [callback], tmp_path)
+    assert Path(callback.best_model_path).name == "best-step=5.ckpt"
+
+
+def test_a_start_that_is_given_needs_no_validation(tmp_path):
+    callback = checkpoint(tmp_path, guard="val/perplexity", max_rise=0.1, guard_start=43.0)
+    _, module = fit(SCRIPT, [callback], tmp_path)
+    assert module.validated == [1, 2, 3, 4, 5, 6]
+    assert Path(callback.best_model_path).name == "best-step=2.ckpt"
+
+
+def test_a_resumed_run_keeps_the_start_and_the_best(tmp_path):
+    settings = {"guard": "val/perplexity", "max_rise": 0.2}
+    fit(SCRIPT, [checkpoint(tmp_path, **settings)], tmp_path, steps=3)
+    assert files(tmp_path) == ["best-step=2.ckpt", "last.ckpt"]
+    resumed = checkpoint(tmp_path, **settings)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    _, module = fit(SCRIPT, [resumed], tmp_path, steps=6, ckpt_path=last)
+    assert 0 not in module.validated  # the start is not measured anew on a policy that has been trained
+    assert resumed.guard_start == 40.0
+    assert files(tmp_path) == ["best-step=5.ckpt", "last.ckpt"]
+
+
+def test_a_resumed_run_that_does_not_know_the_start_asks_for_it(tmp_path):
+    fit(SCRIPT, [checkpoint(tmp_path)], tmp_path, steps=3)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match="does not know val/perplexity at the start; give checkpoint.guard_start"):
+        fit(SCRIPT, [checkpoint(tmp_path, guard="val/perplexity")], tmp_path, ckpt_path=last)
+    fit(SCRIPT, [checkpoint(tmp_path, guard="val/perplexity", guard_start=40.0)], tmp_path, ckpt_path=last)
+    assert files(tmp_path) == ["best-step=5.ckpt", "last.ckpt"]
+
+
+def test_a_guard_that_is_not_logged_or_not_positive_is_refused(tmp_path):
+    with pytest.raises(UserError, match="validation does not log 'val/ppl'; expected one of its metrics: val/cvar_10"):
+        fit(SCRIPT, [checkpoint(tmp_path, guard="val/ppl")], tmp_path)
+    with pytest.raises(UserError, match="val/cvar_10 before the first iteration: got 0, expected a number above 0"):
+        fit(SCRIPT, [checkpoint(tmp_path, guard="val/cvar_10")], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"monitor": None, "guard": "val/perplexity"}, "guard=val/perplexity without a monitor"),
+        ({"guard": "a", "max_rise": -0.1}, "max_rise: got -0.1, expected a share of at least 0"),
+        ({"guard": "a", "max_rise": float("inf")}, "max_rise: got inf"),
+        ({"guard": "a", "guard_start": -1.0}, "guard_start of a: got -1, expected a number above 0"),
+    ],
+)
+def test_settings_that_make_no_guard_are_refused(tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        checkpoint(tmp_path, **settings)
+
+
+def test_the_metric_of_the_checkpoint_is_that_of_its_state(tmp_path):
+    callback = checkpoint(tmp_path, guard="val/perplexity")
+    fit(SCRIPT, [callback], tmp_path)
+    state = torch.load(callback.best_model_path, weights_only=True)
+    assert float(callback.best_model_score) == REWARD[5]
+    module = ScriptedModule(SCRIPT)
+    module.load_state_dict(state["state_dict"])
+    assert module.weight.item() == 5
