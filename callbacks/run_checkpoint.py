@@ -77,6 +77,11 @@ class RunCheckpoint(ModelCheckpoint):
         if stage == "fit" and self.guard is not None and self.guard_start is None:
             trainer.num_sanity_val_steps = math.inf
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the state that the fit starts from as written, so that nothing is written before the first step."""
+        super().on_train_start(trainer, pl_module)
+        self._last_written_at = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -85,6 +90,9 @@ class RunCheckpoint(ModelCheckpoint):
         A checkpoint written later, when the epoch has ended, could not be trained further than this epoch.
         """
         last = trainer.global_step >= trainer.estimated_stepping_batches
+        if last and self.monitor is not None:
+            # validate once more, whatever the interval: the final state may be the best one
+            trainer.should_stop = True
         if last or trainer.global_step % self.every_n_iterations == 0:
             self._write_last(trainer)
 

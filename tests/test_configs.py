@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import train
+from callbacks import RunCheckpoint
 from tests.datamodules.data_files import (
     imdb_rows,
     jigsaw_rows,
@@ -212,6 +213,44 @@ def test_last_finds_the_runs_own_checkpoint(world, config, tmp_path):
     train.main(["fit", *arguments, "--trainer.max_steps", "3", "--ckpt_path", "last"])
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
+
+
+@pytest.mark.parametrize("config", ["jigsaw.yaml", "sft/jigsaw.yaml"])
+def test_the_users_optimizer_settings_count_in_a_resumed_run(world, config, tmp_path, caplog):
+    arguments = small(world, config, tmp_path) + rewards(world, config) + short_schedule(config)
+    train.main(["fit", *arguments, "--trainer.accumulate_grad_batches", "1", "--trainer.max_steps", "2"])
+    caplog.set_level("INFO")
+    more = ["--trainer.accumulate_grad_batches", "1", "--trainer.max_steps", "4", "--ckpt_path", "last"]
+    train.main(["fit", *arguments, *more, "--model.optimizer.lr", "0.125", "--seed_everything", "9"])
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    (group,) = state["optimizer_states"][0]["param_groups"]
+    assert group.get("initial_lr", group["lr"]) == 0.125
+    assert "lr is now 0.125; the checkpoint's was" in caplog.text
+    assert state["sampling_seed"] == 0
+    assert "goes on with its own seed, 0, not 9" in caplog.text
+
+
+def test_nothing_is_written_in_the_middle_of_an_accumulated_step(world, tmp_path):
+    arguments = small(world, "sft/jigsaw.yaml", tmp_path)
+    short = [
+        "--trainer.accumulate_grad_batches",
+        "4",
+        "--trainer.limit_train_batches",
+        "3",
+        "--trainer.max_epochs",
+        "1",
+    ]
+    written = []
+    original = RunCheckpoint._save_last_checkpoint
+
+    def note(self, trainer, candidates):
+        written.append(trainer.global_step)
+        original(self, trainer, candidates)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunCheckpoint, "_save_last_checkpoint", note)
+        train.main(["fit", *arguments, *short, "--trainer.limit_val_batches", "0"])
+    assert written == [1]  # after the epoch's only step, not before it
 
 
 def optimizer_steps(folder: Path) -> int:

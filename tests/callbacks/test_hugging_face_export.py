@@ -37,6 +37,14 @@ def test_final_and_best_weights_are_exported_each_to_its_folder(world, tmp_path)
         assert torch.equal(embeddings.flatten(), weights_in(tmp_path / "checkpoints" / checkpoint)), folder
 
 
+def test_the_final_state_is_validated_whatever_the_interval(world, tmp_path):
+    fit(world, tmp_path, "--trainer.val_check_interval", "3", "--checkpoint.save_top_k", "9")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("best-*")) == [
+        "best-step=3.ckpt",
+        "best-step=4.ckpt",
+    ]
+
+
 def test_without_validation_there_is_no_best(world, tmp_path):
     fit(world, tmp_path, "--data.val_size", "0")
     assert (tmp_path / "huggingface").is_dir()
