@@ -1,0 +1,101 @@
+"""What the report's pictures have in common: one colour, marker and dash per method, and two files per picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_rarlhf.figures import PALETTE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, FAINT = "#222222", "#555555", "#D9DDE0"
+_COLOURS = (*PALETTE, "#E69F00", "#56B4E9", "#000000")
+"""told apart by colour-blind eyes (Okabe and Ito, 2008)"""
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+_DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1.2)))
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "savefig.dpi": 150,
+    "pdf.fonttype": 42,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How one method is drawn in every picture."""
+
+    colour: str
+    marker: str
+    dash: Any
+
+
+def looks(labels: Sequence[str]) -> dict[str, Look]:
+    """One look per label; no two of the first eight share a colour or marker, nor of the first 32 colour and dash."""
+    return {
+        label: Look(
+            colour=_COLOURS[number % len(_COLOURS)],
+            marker=_MARKERS[number % len(_MARKERS)],
+            dash=_DASHES[(number + number // len(_COLOURS)) % len(_DASHES)],
+        )
+        for number, label in enumerate(labels)
+    }
+
+
+def save(draw: Callable[[], Figure], stem: Path) -> list[Path]:
+    """Draw in the report's style and write ``<stem>.png`` and ``<stem>.pdf``, each in one move."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    written = []
+    with rc_context(_STYLE):
+        figure = draw()
+        FigureCanvasAgg(figure)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for kind, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
+            path = stem.with_name(f"{stem.name}.{kind}")
+            partial = path.with_name(path.name + ".partial")
+            figure.savefig(partial, format=kind, metadata=metadata)
+            os.replace(partial, path)
+            written.append(path)
+    return written
+
+
+def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure:
+    """An empty figure, in inches, with its headings; axes belong into ``top=1 - 1.0 / height`` and below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    left = 0.6 / width
+    figure.text(left, 1 - 0.30 / height, title, fontsize=13, weight="bold", va="center")
+    figure.text(left, 1 - 0.58 / height, subtitle, fontsize=9, color=MUTED, va="center")
+    return figure
+
+
+def tidy(axes: Axes) -> None:
+    """A faint grid behind the data and no tick marks."""
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+    """One legend for all axes, at the lower edge, where no data are."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=min(columns, len(labels)), handlelength=3.4)
