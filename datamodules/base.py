@@ -84,6 +84,8 @@ class PromptDataModule(pl.LightningDataModule, ABC):
     """leave out rows whose class is unknown"""
     test_fraction: float = 0.2
     """share of the rows that test where a source has one file only, class by class"""
+    texts_end: ClassVar[bool] = True
+    """whether the end of a text ends what it says: fine-tuning then learns to stop there"""
     human_text_characters: ClassVar[int] = 1000
     """where `human_texts` cuts (docs/method.md, section 4)"""
 
@@ -236,7 +238,7 @@ class PromptDataModule(pl.LightningDataModule, ABC):
         rows, first_index = self._rows_of(split)
         tokenizer = self._load_tokenizer()
         if self._takes_texts(split):
-            tokens = tokenize_texts(rows, tokenizer, tokens=self.text_tokens, split=split)
+            tokens = tokenize_texts(rows, tokenizer, tokens=self.text_tokens, ends=self.texts_end, split=split)
         else:
             tokens = tokenize_prompts(rows, tokenizer, tokens=self.prompt_tokens, first_index=first_index, split=split)
         if not len(tokens):

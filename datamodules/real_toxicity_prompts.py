@@ -36,6 +36,7 @@ class RealToxicityPromptsDataModule(PromptDataModule):
 
     name = "real_toxicity_prompts"
     hub_id = "allenai/real-toxicity-prompts"
+    texts_end = False  # prompts are first halves of sentences: a model tuned to stop there would answer with nothing
 
     def __init__(
         self,

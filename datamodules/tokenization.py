@@ -45,16 +45,26 @@ def tokenize_prompts(
     return _map(_prompt_columns, rows, tokenizer, options, features, f"Tokenizing {split} prompts")
 
 
-def tokenize_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, tokens: int, split: str) -> Dataset:
-    """Cut each text to `tokens` tokens; one that ends before the cut gets the end-of-text token.
+def tokenize_texts(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, tokens: int, split: str, ends: bool = True
+) -> Dataset:
+    """Cut each text to `tokens` tokens.
+
+    Args:
+        rows: texts.
+        tokenizer: the policy's.
+        tokens: of each text at most.
+        split: its name, for the progress bar.
+        ends: a text that ends before the cut gets the end-of-text token; False for texts that break off in the middle
+            of what they say.
 
     Returns:
-        columns `input_ids`, `length`; texts without a single token are left out.
+        columns `input_ids`, `length`; texts that leave nothing to predict are left out.
     """
     from datasets import Features, List, Value
 
     features = Features({"input_ids": List(Value("int32")), "length": Value("int32")})
-    return _map(_text_columns, rows, tokenizer, {"tokens": tokens}, features, f"Tokenizing {split} texts")
+    return _map(_text_columns, rows, tokenizer, {"tokens": tokens, "ends": ends}, features, f"Tokenizing {split} texts")
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -115,11 +125,18 @@ def _prompt_columns(
 
 
 def _text_columns(
-    batch: Columns, _numbers: list[int], *, tokenizer: PreTrainedTokenizerBase, opening: list[int], tokens: int
+    batch: Columns,
+    _numbers: list[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    opening: list[int],
+    tokens: int,
+    ends: bool,
 ) -> Columns:
-    end = [tokenizer.eos_token_id]
+    end = [tokenizer.eos_token_id] if ends else []
     encoded = [ids for ids in _encode(tokenizer, batch["text"], tokens) if ids]
     texts = [opening + ids + (end if len(ids) < tokens else []) for ids in encoded]
+    texts = [ids for ids in texts if len(ids) > 1]
     return {"input_ids": texts, "length": [len(ids) for ids in texts]}
 
 

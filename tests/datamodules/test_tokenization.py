@@ -59,7 +59,7 @@ def test_prompts_can_keep_the_numbers_of_their_source(tokenizer: Any) -> None:
 
 
 def test_texts_end_with_eos_only_if_they_end_before_the_cut(tokenizer: Any) -> None:
-    short, long = "the end", text(1, 100)
+    short, long = "the end came too soon", text(1, 100)
     size = len(tokenizer(short)["input_ids"])
     for tokens in (size - 1, size, size + 1):
         ids = tokenize_texts(rows(short, long), tokenizer, tokens=tokens, split="train")["input_ids"]
@@ -87,6 +87,9 @@ def test_a_tokenizer_that_opens_with_bos_keeps_doing_so(bos_tokenizer_folder: st
     assert prompts["length"][0] == 6
     assert whole.startswith(prompts["prompt"][0])  # BOS is not part of the text that is scored
     texts = tokenize_texts(rows("the end"), opener, tokens=30, split="train")
+    assert tokenize_texts(rows("the end"), opener, tokens=30, split="train", ends=False)["input_ids"] == [
+        ids[:-1] for ids in texts["input_ids"]
+    ]
     assert texts["input_ids"][0] == [*opener("the end")["input_ids"], opener.eos_token_id]
 
 
