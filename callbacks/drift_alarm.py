@@ -37,7 +37,7 @@ class DriftAlarm(Callback):
         """Choose what is watched.
 
         Args:
-            judge: metric of a judge that the policy is not trained on (val/judge/<name>, ...).
+            judge: metric of a judge that the policy is not trained on (val/judge/<name>/score_mean, ...).
             score: metric of the reward that it is trained on.
             judge_mode: whether a larger or a smaller metric of the judge is better.
             window: validations that are looked at, at least 3.

@@ -172,6 +172,21 @@ def test_the_alarm_by_bare_name(run, tmp_path):
     assert [entry[0] for entry in history] == [1, 2, 3]
 
 
+def test_the_documented_configuration_runs(run, tmp_path):
+    """The YAML of docs/monitoring.md, with a judge that is there."""
+    from tests.tiny_models import save_classifier
+
+    text = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text().split("```yaml\n")[1].split("```")[0]
+    judge = save_classifier(tmp_path / "judge", labels=("rude", "polite"), seed=3)
+    overlay = yaml.safe_load(text.replace("FOLDER_OR_HUB_ID", str(judge)).replace("LABEL", "polite"))
+    overlay["trainer"]["val_check_interval"] = 1
+    folder = run(overlay, "--trainer.max_steps", "3", "--model.optimizer.lr", "0.05")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    (history,) = (s["history"] for name, s in state["callbacks"].items() if name.startswith("DriftAlarm"))
+    assert len(history) == 3
+    assert len({judged for _, _, judged in history}) > 1
+
+
 def test_callbacks_can_be_appended_on_the_command_line(run):
     more = ("--trainer.callbacks+=DriftAlarm", "--trainer.callbacks.judge=val/score_std", "--trainer.max_steps", "1")
     folder = run({"trainer": {"callbacks": [{"class_path": "PromptPerplexity"}]}}, *more)
