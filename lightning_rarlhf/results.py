@@ -22,10 +22,7 @@ from numpy.typing import NDArray
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.statistics import Interval
 from lightning_rarlhf.generations import read_columns, read_rows
-from lightning_rarlhf.results_file import GENERATIONS as GENERATIONS
-from lightning_rarlhf.results_file import PREDICTIONS as PREDICTIONS
-from lightning_rarlhf.results_file import RESULTS as RESULTS
-from lightning_rarlhf.results_file import SCHEMA_VERSION, file_sha256
+from lightning_rarlhf.results_file import GENERATIONS, RESULTS, SCHEMA_VERSION, file_sha256
 
 Array: TypeAlias = NDArray[np.float64]
 
