@@ -7,14 +7,16 @@ several). Decide the claim and the number of prompts (--plan) before looking at 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from datamodules.base import FIRST_INDEX
 from lightning_rarlhf import __version__
@@ -29,11 +31,17 @@ SHOWN, NOT_SHOWN, BAD_INPUT = 0, 1, 2
 def main(args: Sequence[str] | None = None) -> int:
     """Run with the command-line arguments `args` (none = those of this process); gives the exit status."""
     settings = _parser().parse_args(args)
+    for stream in (sys.stdout, sys.stderr):  # a terminal without ≤ shall not turn a verdict into a crash
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         claim = _claim(settings)
         return _plan(claim, settings.output) if settings.plan else _certify(claim, settings)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        return BAD_INPUT
+    except Exception as error:  # the statuses 0 and 1 are verdicts; no crash may look like one
+        sys.stderr.write(f"error: {type(error).__name__}: {error}; nothing was certified, please report this\n")
         return BAD_INPUT
 
 
@@ -76,6 +84,8 @@ def _print_plan(rows: Sequence[PlannedRow]) -> None:
 def _notes(trials: Trials) -> list[str]:
     """What the trials rest on that no file can tell."""
     notes = []
+    if trials.results is None:
+        notes.append("no results.json tells whether the file is whole; see that no line was taken away")
     if trials.ignored_draws:
         notes.append(f"draw 0 of each prompt counts; {trials.ignored_draws:,} further completions were left out")
     if trials.prompts.get("predict"):
@@ -145,8 +155,13 @@ def _require(settings: argparse.Namespace, claim: str, wanted: Sequence[str], fo
             raise UserError(f"--{name} is no part of a claim with {claim}; leave it out")
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lightning_rarlhf.certify", description=__doc__, allow_abbrev=False)
+    parser = _OneLineParser(prog="python -m lightning_rarlhf.certify", description=__doc__, allow_abbrev=False)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--generations", type=Path, metavar="FILE", help="generations.jsonl, or the run's folder")
     source.add_argument("--plan", action="store_true", help="without data: how many prompts the claim needs")
@@ -165,8 +180,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _number(text: str) -> float:
-    value = float(text)
-    if value != value or value in (float("inf"), float("-inf")):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"got {text}, expected a finite number")
     return value
 

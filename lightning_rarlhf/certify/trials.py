@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -144,14 +144,15 @@ def _score(row: dict[str, Any], name: str, place: str) -> float:
     if kind == "score" and not judge:
         value = row.get("score")
     elif kind == "judge" and judge:
-        judges = row.get("judges") or {}
+        judges = row.get("judges")
+        judges = judges if isinstance(judges, dict) else {}
         if judge not in judges:
             known = ", ".join(f"judge/{each}" for each in judges)
             raise DataError(f"{place}: no {name}; expected score{', ' + known if known else ', the only one here'}")
         value = judges[judge]
     else:
         raise DataError(f"score: got {name!r}, expected score or judge/<name>")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < sys.float_info.max:
         raise DataError(f"{place}: {name} is {json.dumps(value)}, expected a finite number for every completion")
     return float(value)
 
@@ -180,7 +181,7 @@ def _results(path: Path, sha256: str) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(results.read_bytes())
-    except ValueError:
+    except (ValueError, OSError):
         content = None
     if not isinstance(content, dict):
         raise DataError(f"{results}: not a JSON object; the file is damaged, run `python train.py test` again")

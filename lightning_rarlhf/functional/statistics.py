@@ -53,7 +53,7 @@ class Interval:
 
     def excludes(self, value: float = 0.0) -> bool:
         """Whether `value` is outside: only an interval that excludes 0 makes a difference a difference."""
-        return not self.low <= value <= self.high
+        return value < self.low or value > self.high  # an end that is NaN excludes nothing
 
 
 class MeanSD(NamedTuple):

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.report.comparison import Comparison, compare
+from lightning_rarlhf.report.comparison import Comparison, compare, require_resamples
 from lightning_rarlhf.report.document import TEXTS, Report, write_report
 from lightning_rarlhf.report.figure_distribution import draw_distribution_shift
 from lightning_rarlhf.report.figure_frontier import draw_frontier, has_kl
@@ -56,6 +56,10 @@ def assemble(request: Request) -> list[Path]:
     everything = [*methods, *sweeps]
     require_comparable([run for method in everything for run in method.runs])
     require_tail_share(everything[0].runs[0], request.alpha)
+    if request.seed < 0:
+        raise UserError(f"--seed: got {request.seed}, expected a number from 0")
+    if sweeps:
+        require_resamples(request.resamples, sweeps[0].runs[0].confidence)
     comparison = compare(methods, resamples=request.resamples, seed=request.seed) if methods else None
     matched = match_kl(sweeps, alpha=request.alpha, resamples=request.resamples, seed=request.seed) if sweeps else None
     remarks = notes(comparison) if comparison else []

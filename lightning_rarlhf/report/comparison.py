@@ -47,6 +47,19 @@ class Comparison:
         )
 
 
+def require_resamples(resamples: int, confidence: float) -> None:
+    """Refuse too few resamples: an interval's ends would be the extremes themselves.
+
+    Raises:
+        UserError: with the least number.
+    """
+    least = math.ceil(round(2 / (1 - confidence), 6))
+    if resamples < least:
+        raise UserError(
+            f"--resamples: got {resamples}, expected at least {least} for intervals of {100 * confidence:g} %"
+        )
+
+
 def compare(methods: Sequence[Method], *, resamples: int = 2000, seed: int = 0) -> Comparison:
     """Put methods side by side.
 
@@ -59,11 +72,7 @@ def compare(methods: Sequence[Method], *, resamples: int = 2000, seed: int = 0) 
         UserError: too few resamples for the runs' confidence.
     """
     confidence = methods[0].runs[0].confidence
-    if resamples < math.ceil(round(2 / (1 - confidence), 6)):
-        raise UserError(
-            f"--resamples: got {resamples}, expected at least {math.ceil(round(2 / (1 - confidence), 6))} "
-            f"for intervals of {100 * confidence:g} %"
-        )
+    require_resamples(resamples, confidence)
     settings = Resampling(confidence=confidence, resamples=resamples, seed=seed)
     names = dict.fromkeys(name for method in methods for run in method.runs for name in run.metrics)
     cells = {name: _row(name, methods, settings) for name in names}
@@ -138,6 +147,8 @@ def _with_seeds(interval: Interval, across: Sequence[MeanSD]) -> Interval:
     prompts = ((interval.high - interval.low) / (2 * normal)) ** 2
     seeds = np.array([group.sd**2 / group.n for group in across])
     variance = prompts + seeds.sum()
+    if variance == 0:  # the same number for every prompt and seed
+        return interval
     freedom = variance**2 / max((seeds**2 / [group.n - 1 for group in across]).sum(), 1e-300)
     reach = float(stats.t.ppf((1 + interval.confidence) / 2, min(freedom, 1e9))) * math.sqrt(variance)
     return replace(

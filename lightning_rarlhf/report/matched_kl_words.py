@@ -12,7 +12,10 @@ from lightning_rarlhf.report.matched_kl import STATISTICS, Match, MatchedKL, Str
 
 def statements(result: MatchedKL) -> list[str]:
     """Who is ahead at which KL, a sentence a line."""
-    return [line for match in result.matches for line in _statements_of(match, result)]
+    said = [line for match in result.matches for line in _statements_of(match, result)]
+    if any(len(match.kl) for match in result.matches):
+        said.append("These intervals cover prompts, not training seeds: another training may change who is ahead.")
+    return said
 
 
 def _statements_of(match: Match, result: MatchedKL) -> Iterator[str]:

@@ -88,6 +88,9 @@ def explanation(comparison: Comparison) -> list[str]:
         )
     if any(len(method.runs) > 1 for method in comparison.methods):
         lines.append("± standard deviation across training seeds; intervals then cover prompts and seeds.")
+    single = [method.label for method in comparison.methods if len(method.runs) == 1]
+    if single:
+        lines.append(f"One training run of {', '.join(single)}: those intervals cover prompts, not training seeds.")
     if comparison.unpaired:
         names = ", ".join(metric_name(metric).title for metric in comparison.unpaired)
         lines.append(f"Not compared prompt by prompt, hence without Δ: {names}.")
