@@ -120,6 +120,12 @@ def _must_agree(first: Run, run: Run) -> Iterator[tuple[str, Any, Any]]:
     yield "test prompts (sha256)", sha256[0], sha256[1]
     evaluation = [each.identity["evaluation"] for each in (first, run)]
     yield "evaluation seeds", evaluation[0].get("seed"), evaluation[1].get("seed")
+    for key, what in (
+        ("toxicity_of", "scores that toxicity is read off"),
+        ("perplexity_judge", "judges of perplexity"),
+        ("perplexity_texts", "numbers of human texts for perplexity"),
+    ):
+        yield what, evaluation[0].get(key), evaluation[1].get(key)
     yield "confidence levels of the intervals", first.confidence, run.confidence
     yield "reward models", _reward(first.identity.get("reward")), _reward(run.identity.get("reward"))
     judges = [each.get("judges") or {} for each in evaluation]

@@ -144,6 +144,9 @@ def evaluation(**changes: object) -> EvaluationConfig:
         ({"data": DATA | {"prompt_tokens": 9}}, "prompt lengths differ"),
         ({"data": DATA | {"sha256": {"test": "b" * 64}}}, "test prompts .* differ: .*aaaaaaaaaaaa…, .*bbbbbbbbbbbb…"),
         ({"config": evaluation(seed=7)}, "evaluation seeds differ: .*a has 0, .*b has 7"),
+        ({"config": evaluation(toxicity_of="reward")}, "scores that toxicity is read off differ"),
+        ({"config": evaluation(perplexity_texts=10)}, "numbers of human texts for perplexity differ"),
+        ({"config": evaluation(perplexity_judge="gpt2")}, "judges of perplexity differ"),
         ({"config": evaluation(confidence=0.9)}, "confidence levels of the intervals differ"),
         (
             {"reward": REWARD | {"function": "another.function"}},

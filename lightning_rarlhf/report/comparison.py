@@ -120,7 +120,8 @@ def _over_seeds(estimates: Sequence[float], measures: Sequence[Measure], setting
             estimate=across.mean, low=across.mean, high=across.mean, confidence=settings["confidence"], n=0, method=""
         )
         return replace(_with_seeds(within, [across]), method="t over seeds")
-    return _with_seeds(seed_average(measures, **settings), [across])
+    interval = _with_seeds(seed_average(measures, **settings), [across])
+    return interval if measures[0].prompts >= LEAST_TAIL else replace(interval, low=-math.inf, high=math.inf)
 
 
 def _difference(after: Sequence[Measure], before: Sequence[Measure], settings: Resampling) -> Interval:

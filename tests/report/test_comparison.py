@@ -108,6 +108,21 @@ def test_a_tail_of_few_prompts_makes_no_claim(tmp_path: Path) -> None:
     assert row["cvar_20"]["b"].difference.excludes(0.0)
 
 
+def test_a_tail_of_few_prompts_makes_no_claim_over_seeds_either(tmp_path: Path) -> None:
+    cells = comparison(tmp_path, rlhf=[scores_of(1), scores_of(2)]).cells
+    assert math.isinf(cells["cvar_1"]["rlhf"].estimate.low)
+    assert math.isinf(cells["cvar_1"]["rlhf"].estimate.high)
+    assert math.isfinite(cells["cvar_20"]["rlhf"].estimate.low)
+
+
+def test_a_metric_that_never_varies_is_no_difference(tmp_path: Path) -> None:
+    made = comparison(tmp_path, sft=[scores_of(1), scores_of(2)], rlhf=[scores_of(3), scores_of(4)])
+    cells = made.cells["repetition_rate"]
+    assert cells["rlhf"].estimate.low == cells["rlhf"].estimate.high == cells["sft"].estimate.estimate
+    assert cells["rlhf"].difference is not None
+    assert not cells["rlhf"].difference.excludes(0.0)
+
+
 def test_nothing_is_called_a_difference_more_often_than_its_confidence_says(tmp_path: Path) -> None:
     """40 pairs of equal policies: 95 % intervals exclude 0 in about 2 of them, in 7 or more once in 300 tries."""
     clear = 0
