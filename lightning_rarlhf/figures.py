@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_rarlhf.functional.statistics import Interval, cvar_interval, mean_interval
+from lightning_rarlhf.one_move import in_one_move
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,9 +91,8 @@ def draw_score_distributions(
         figure = _compose(samples, title, subtitle, unit, alpha)
         FigureCanvasAgg(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)
+        with in_one_move(path) as partial:
+            figure.savefig(partial, format="png")
     return path
 
 

@@ -33,6 +33,8 @@ PLACES = (
     # 0: mathematics and plain data; torch, numpy and the standard library
     Place("lightning_rarlhf/__init__.py", 0),
     Place("lightning_rarlhf/errors.py", 0),
+    Place("lightning_rarlhf/one_move.py", 0),
+    Place("lightning_rarlhf/one_line_parser.py", 0),
     Place("lightning_rarlhf/config.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/data_types.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/quiet.py", 0),

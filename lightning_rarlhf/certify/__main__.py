@@ -10,19 +10,20 @@ import argparse
 import io
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from datamodules.base import FIRST_INDEX
 from lightning_rarlhf import __version__
 from lightning_rarlhf.certify.claims import Claim, CVaRClaim, PlannedRow, RateClaim, Verdict
 from lightning_rarlhf.certify.trials import Trials, read_trials
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.one_line_parser import OneLineParser
+from lightning_rarlhf.one_move import in_one_move
 
 SCHEMA_VERSION = 1
 SHOWN, NOT_SHOWN, BAD_INPUT = 0, 1, 2
@@ -125,11 +126,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     """Write in one move, so that no reader meets half a certificate."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     head = {"schema_version": SCHEMA_VERSION, "created": created, "code_version": __version__}
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(head | content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with in_one_move(path) as partial:
+            partial.write_text(json.dumps(head | content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror}; name another file") from None
 
@@ -155,13 +154,8 @@ def _require(settings: argparse.Namespace, claim: str, wanted: Sequence[str], fo
             raise UserError(f"--{name} is no part of a claim with {claim}; leave it out")
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"error: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="python -m lightning_rarlhf.certify", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m lightning_rarlhf.certify", description=__doc__, allow_abbrev=False)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--generations", type=Path, metavar="FILE", help="generations.jsonl, or the run's folder")
     source.add_argument("--plan", action="store_true", help="without data: how many prompts the claim needs")

@@ -11,14 +11,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from lightning_rarlhf.errors import UserError
-
-
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+from lightning_rarlhf.one_line_parser import OneLineParser
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -65,7 +60,7 @@ def _labelled(option: str, text: str) -> tuple[str, tuple[Path, ...]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="python -m lightning_rarlhf.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

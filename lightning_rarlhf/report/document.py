@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lightning_rarlhf.functional.statistics import LEAST_TAIL
+from lightning_rarlhf.one_move import in_one_move
 from lightning_rarlhf.report.comparison import Comparison
 from lightning_rarlhf.report.matched_kl import STATISTICS, Curve, Match, MatchedKL
 from lightning_rarlhf.report.matched_kl_words import statements
@@ -62,10 +62,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 
 def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with in_one_move(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 

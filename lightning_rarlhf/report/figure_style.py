@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_rarlhf.figures import PALETTE
+from lightning_rarlhf.one_move import in_one_move
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,12 +67,10 @@ def save(draw: Callable[[], Figure], stem: Path) -> list[Path]:
     with rc_context(_STYLE):
         figure = draw()
         FigureCanvasAgg(figure)
-        stem.parent.mkdir(parents=True, exist_ok=True)
         for kind, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
             path = stem.with_name(f"{stem.name}.{kind}")
-            partial = path.with_name(path.name + ".partial")
-            figure.savefig(partial, format=kind, metadata=metadata)
-            os.replace(partial, path)
+            with in_one_move(path) as partial:
+                figure.savefig(partial, format=kind, metadata=metadata)
             written.append(path)
     return written
 
