@@ -105,6 +105,9 @@ class Samples(_Batch):
     """bool [B, T]; True = a response token, the first end-of-text token included"""
     responses: tuple[str, ...]
     """B decoded responses without special tokens"""
+    logprobs: Tensor | None = None
+    """f32 [B, T], log-probability of each response token under the distribution that it was drawn from, 0 beyond the
+    response; None = not kept"""
 
     def __post_init__(self) -> None:
         rows, columns = self.batch.input_ids.shape
@@ -113,6 +116,8 @@ class Samples(_Batch):
         _require("sequences", self.sequences, (rows, columns + width), torch.int64)
         if len(self.responses) != rows:
             raise ValueError(f"responses: expected {rows} strings, got {len(self.responses)}")
+        if self.logprobs is not None:
+            _require("logprobs", self.logprobs, (rows, width), torch.float32)
 
     def __len__(self) -> int:
         return len(self.batch)

@@ -302,10 +302,12 @@ class LanguageModule(pl.LightningModule):
     def _kl(self, samples: Samples) -> Tensor:
         """f32 [B], Σ_t log π − log π_ref, in nats."""
         assert self.reference is not None
-        logratio = self.actor.response_logprobs(samples, self.sampling) - self.reference.response_logprobs(
-            samples, self.sampling
-        )
+        logratio = self.response_logprobs(samples) - self.reference.response_logprobs(samples, self.sampling)
         return (logratio * samples.response_mask).sum(dim=1)
+
+    def response_logprobs(self, samples: Samples) -> Tensor:
+        """f32 [B, T], log-probability of each response token under the distribution that `generate` drew it from."""
+        return self.actor.response_logprobs(samples, self.sampling)
 
     def _prompt_scores(self, batch: PromptBatch) -> Tensor:
         """f32 [B], the reward of the prompts alone: the x-axis of every tail analysis (docs/method.md, section 3)."""

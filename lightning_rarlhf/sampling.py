@@ -59,21 +59,23 @@ class Decoder(Protocol):
         ...
 
 
-class CachedDecoder:
-    """A language model with its key-value cache."""
+class CachedTrunk:
+    """A language model's trunk with its key-value cache: reads prompts, then a token a row at a time."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._cache: object | None = None
 
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Read left-padded prompts [B, P]; return the last hidden state of every token, [B, P, H]."""
         from transformers import DynamicCache
 
         self._cache = DynamicCache(config=self._model.lm.config)
         return self._forward(input_ids, attention_mask, position_ids(attention_mask))
 
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        return self._forward(tokens[:, None], attention_mask, attention_mask.sum(dim=1, keepdim=True) - 1)
+        """Read one more token a row, [B]; the mask [B, P + t] now covers it. Return its hidden state, [B, H]."""
+        return self._forward(tokens[:, None], attention_mask, attention_mask.sum(dim=1, keepdim=True) - 1)[:, -1]
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         output = self._model.lm.base_model(
@@ -83,7 +85,22 @@ class CachedDecoder:
             past_key_values=self._cache,
             use_cache=True,
         )
-        return self._model.head(output.last_hidden_state[:, -1])
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+
+class CachedDecoder:
+    """A language model with its key-value cache."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._trunk = CachedTrunk(model)
+
+    def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self._model.head(self._trunk.start(input_ids, attention_mask)[:, -1])
+
+    def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        return self._model.head(self._trunk.advance(tokens, attention_mask))
 
 
 @torch.no_grad()
@@ -94,19 +111,34 @@ def sample(
     seed: SamplingSeed,
     tokenizer: PreTrainedTokenizerBase,
     eos_token_ids: Tensor,
+    *,
+    keep_logprobs: bool = False,
 ) -> Samples:
     """Draw one response a prompt.
 
     Stops when every row has ended, so T ≤ `max_new_tokens`. Columns after a row's first end-of-text token hold the pad
     token and are False in the response mask.
+
+    Args:
+        decoder: says each next token's logits.
+        batch: the prompts.
+        sampling: filters the decoder's distribution; see `warp`.
+        seed: of the random numbers.
+        tokenizer: decodes the responses.
+        eos_token_ids: i64 [n], tokens that end a response.
+        keep_logprobs: fill `Samples.logprobs`, for decoders whose distribution no single forward pass gives again.
     """
     uniforms = seed.uniforms(batch.index, sampling.max_new_tokens)
     mask = batch.attention_mask
     alive = torch.ones(len(batch), dtype=torch.bool, device=mask.device)
     logits = decoder.start(batch.input_ids, mask)
     drawn: list[Tensor] = []
+    logprobs: list[Tensor] = []
     for step in range(sampling.max_new_tokens):
-        token = _draw(logits, step, uniforms[:, step], sampling, eos_token_ids)
+        warped = _warped(logits, step, sampling, eos_token_ids)
+        token = _draw(warped, uniforms[:, step])
+        if keep_logprobs:
+            logprobs.append(warped.log_softmax(dim=-1).gather(1, token[:, None]).squeeze(1).where(alive, 0.0))
         drawn.append(token.where(alive, torch.full_like(token, _pad_id(tokenizer))))
         mask = torch.cat([mask, alive[:, None]], dim=1)
         alive = alive & ~torch.isin(token, eos_token_ids)
@@ -120,15 +152,19 @@ def sample(
         sequences=torch.cat([batch.input_ids, tokens], dim=1),
         response_mask=counts,
         responses=tuple(decode_responses(batch, tokens, counts, tokenizer)),
+        logprobs=torch.stack(logprobs, dim=1) if keep_logprobs else None,
     )
 
 
-def _draw(logits: Tensor, step: int, uniform: Tensor, sampling: SamplingConfig, eos_token_ids: Tensor) -> Tensor:
-    """Invert the distribution function at `uniform`: [B, V], [B] → i64 [B]. A token of probability 0 is never drawn."""
+def _warped(logits: Tensor, step: int, sampling: SamplingConfig, eos_token_ids: Tensor) -> Tensor:
     steps = torch.full((len(logits),), step, device=logits.device)
-    ban = eos_ban(steps, logits.shape[-1], eos_token_ids, sampling)
+    return warp(logits, sampling, ban=eos_ban(steps, logits.shape[-1], eos_token_ids, sampling))
+
+
+def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Invert the distribution function at `uniform`: [B, V], [B] → i64 [B]. A token of probability 0 is never drawn."""
     # in float64: a parallel sum in float32 may rise at a token of probability 0
-    cumulative = warp(logits, sampling, ban=ban).softmax(dim=-1).double().cumsum(dim=-1)
+    cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)
     total = cumulative[:, -1:]
     # rounding may lift u·total to the total itself, beyond the last token
     threshold = (uniform[:, None].double() * total).minimum(torch.nextafter(total, torch.zeros_like(total)))

@@ -192,3 +192,19 @@ def test_the_exempt_token_alone_escapes_a_ban_whatever_the_filter():
     samples, _ = draw([0.2, 0.5, 0.3], rows=30, max_new_tokens=4, min_new_tokens=4, top_k=3)
     assert (samples.lengths == 4).all()
     assert 1 not in samples.sequences[:, 1:]
+
+
+def test_kept_logprobs_are_those_of_the_distribution_that_was_drawn_from(policy_folder):
+    model = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), load_tokenizer(str(policy_folder)))
+    sampling = SamplingConfig(max_new_tokens=6, min_new_tokens=2, temperature=0.7, top_p=0.9)
+    samples = sample(
+        CachedDecoder(model), batch_of(PROMPTS), sampling, SEED, Tokens(), model.eos_token_ids, keep_logprobs=True
+    )
+    expected = model.response_logprobs(samples, sampling) * samples.response_mask
+    assert samples.logprobs is not None
+    torch.testing.assert_close(samples.logprobs, expected.detach(), atol=1e-5, rtol=0)
+    assert samples.select(torch.tensor([2, 0])).logprobs.tolist() == samples.logprobs[[2, 0]].tolist()
+
+
+def test_logprobs_are_not_kept_unasked():
+    assert draw([0.5, 0.25, 0.25])[0].logprobs is None
