@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.policy import VALUE_HEAD_FILE, ActorCritic
+from lightning_rarlhf.policy import ActorCritic
+from lightning_rarlhf.policy_loading import VALUE_HEAD_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -22,14 +22,8 @@ from lightning_rarlhf.generations import Completions, GenerationWriter, read_row
 from lightning_rarlhf.hub import require_model
 from lightning_rarlhf.metrics import ResponseSummary, ScoreSummary
 from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
-from lightning_rarlhf.policy import (
-    ActorCritic,
-    FrozenModel,
-    LanguageModel,
-    end_of_text_ids,
-    load_actor_critic,
-    load_causal_lm,
-)
+from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel
+from lightning_rarlhf.policy_loading import end_of_text_ids, load_actor_critic, load_causal_lm
 from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, weights_sha256
 from lightning_rarlhf.resume import reapply_settings, settings_of
 from lightning_rarlhf.reward_models import RewardModel

@@ -19,7 +19,8 @@ from torch import Tensor
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.functional.logprobs import token_logprobs
 from lightning_rarlhf.functional.perplexity import text_perplexity
-from lightning_rarlhf.policy import LanguageModel, end_of_text_ids, load_causal_lm
+from lightning_rarlhf.policy import LanguageModel
+from lightning_rarlhf.policy_loading import end_of_text_ids, load_causal_lm
 from lightning_rarlhf.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

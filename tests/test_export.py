@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.export import export_policy
-from lightning_rarlhf.policy import VALUE_HEAD_FILE, load_actor_critic
+from lightning_rarlhf.policy_loading import VALUE_HEAD_FILE, load_actor_critic
 from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.tiny_models import FAMILIES
 

@@ -48,7 +48,8 @@ PLACES = (
     Place("lightning_rarlhf/hub.py", 1),
     Place("lightning_rarlhf/kl_control.py", 1),
     Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py",)),
-    Place("lightning_rarlhf/policy.py", 1, ("lightning_rarlhf/hub.py",)),
+    Place("lightning_rarlhf/policy.py", 1),
+    Place("lightning_rarlhf/policy_loading.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/policy.py")),
     Place("lightning_rarlhf/reward_models.py", 1, ("lightning_rarlhf/hub.py",)),
     Place("lightning_rarlhf/sampling.py", 1, ("lightning_rarlhf/policy.py",)),
     # 2: the phases of an iteration, and what is made of a run; usable from a notebook, without Lightning

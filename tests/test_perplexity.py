@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.perplexity import ResponsePerplexity, response_perplexities, text_perplexities
-from lightning_rarlhf.policy import LanguageModel, end_of_text_ids, load_causal_lm
+from lightning_rarlhf.policy import LanguageModel
+from lightning_rarlhf.policy_loading import end_of_text_ids, load_causal_lm
 from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.tiny_models import FAMILIES, WORDS, causal_lm, save_tokenizer
 

@@ -6,7 +6,7 @@ import torch
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.policy import load_actor_critic
+from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, finish_reasons, require_room, sample
 from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.tiny_models import FAMILIES

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.data_types import TextBatch
-from lightning_rarlhf.policy import load_actor_critic
+from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.sft_module import SFTModule
 from lightning_rarlhf.tokenizer import load_tokenizer
 

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_rarlhf.config import PolicyConfig
+from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.policy_loading import VALUE_HEAD_FILE, end_of_text_ids, load_actor_critic, load_causal_lm
+from lightning_rarlhf.tokenizer import load_tokenizer
+from tests.tiny_models import causal_lm, save_policy
+
+
+def actor_of(folder, **config):
+    return load_actor_critic(PolicyConfig(pretrained=str(folder), **config), load_tokenizer(str(folder)))
+
+
+def test_dtype_is_the_users_not_the_checkpoints(tmp_path):
+    causal_lm("gpt2").bfloat16().save_pretrained(save_policy(tmp_path / "half"))
+    assert load_causal_lm(PolicyConfig(pretrained=str(tmp_path / "half"))).dtype == torch.float32
+    assert load_causal_lm(PolicyConfig(pretrained=str(tmp_path / "half"), dtype="bfloat16")).dtype == torch.bfloat16
+
+
+def test_a_saved_critic_is_taken_up(tmp_path):
+    from safetensors.torch import save_file
+
+    folder = save_policy(tmp_path / "policy")
+    save_file({"weight": torch.full((1, 16), 0.5), "bias": torch.tensor([2.0])}, folder / VALUE_HEAD_FILE)
+    assert actor_of(folder).value_head.bias.item() == 2.0
+
+
+def test_generation_configs_with_several_ends_are_respected(policy_folder):
+    lm = load_causal_lm(PolicyConfig(pretrained=str(policy_folder)))
+    lm.generation_config.eos_token_id = [7, 1]
+    assert end_of_text_ids(lm, load_tokenizer(str(policy_folder))) == [1, 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/nowhere/at/all", "no such folder"),
+        ("./missing", "no such folder"),
+        ("someone/some-model", "HF_HUB_OFFLINE=1.*local folder"),
+        ("not a name!", "local folder"),
+    ],
+)
+def test_a_name_that_is_nowhere_is_refused_in_one_line(name, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        load_causal_lm(PolicyConfig(pretrained=name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_causal_lm(PolicyConfig(pretrained=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="not a causal language model") as caught:
+        load_causal_lm(PolicyConfig(pretrained=str(tmp_path)))
+    assert "\n" not in str(caught.value)
