@@ -85,7 +85,10 @@ class PPOConfig:
     epochs: PositiveInt = 4
     """passes over the kept episodes"""
     minibatch_size: PositiveInt = 128
-    """episodes per optimizer step; a tail smaller than this is one minibatch"""
+    """episodes per optimizer step, over all processes; a tail smaller than this is one minibatch"""
+    micro_batch_size: PositiveInt | None = None
+    """episodes per forward and backward pass of each process: smaller = less memory, the same gradient; none = a
+    process's whole share of the minibatch"""
     gamma: ClosedUnitInterval = 1.0
     """discount per token"""
     lam: ClosedUnitInterval = 0.95

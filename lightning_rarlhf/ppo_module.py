@@ -5,28 +5,24 @@ At risk level 1, which is where it stays without the `RiskSchedule` callback, th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from lightning_rarlhf.config import EvaluationConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch, PPOStats, PromptBatch, Rollout, TailReport
-from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.distributed import gather_rollout
 from lightning_rarlhf.functional.masked import masked_mean
 from lightning_rarlhf.kl_control import build_kl_controller, observed_kl
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.ppo_update import run_ppo_epochs
+from lightning_rarlhf.ppo_updater import PPOUpdater
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import evaluate_samples, prepare_ppo_batch
 from lightning_rarlhf.sampling import SamplingSeed
 from lightning_rarlhf.stopwatch import Stopwatch
-
-if TYPE_CHECKING:
-    from lightning.pytorch.core.optimizer import LightningOptimizer
-
 
 _PROGRESS_BAR = {
     "score": "objective/score_mean",
@@ -82,7 +78,8 @@ class RiskAversePPOModule(LanguageModule):
             scores = self.score(samples)
         with clock("rollout"):
             assert self.reference is not None
-            rollout = evaluate_samples(self.actor, self.reference, samples, scores, self.sampling)
+            own = evaluate_samples(self.actor, self.reference, samples, scores, self.sampling)
+            rollout = gather_rollout(own, self.tokenizer.pad_token_id)
         with clock("update"):
             kl_coef = self.kl_controller.value
             tail, kept, report = prepare_ppo_batch(
@@ -95,7 +92,7 @@ class RiskAversePPOModule(LanguageModule):
 
     @property
     def iteration(self) -> int:
-        """0-based number of this iteration; the trainer's `global_step` counts iterations, see `_step`."""
+        """0-based number of this iteration; the trainer's `global_step` counts iterations, see `PPOUpdater`."""
         return self.trainer.global_step
 
     @property
@@ -107,29 +104,8 @@ class RiskAversePPOModule(LanguageModule):
     def update(self, tail: PPOBatch) -> PPOStats:
         """PPO epochs of actor and critic on the kept episodes."""
         order = torch.Generator().manual_seed((self.run_seed * 1_000_003 + self.iteration) % 2**63)
-        return run_ppo_epochs(self.actor, tail, self.ppo, self.sampling, order, self._step)
-
-    def _step(self, loss: Tensor, last: bool) -> Tensor:
-        """Backward, clip, step. Only an iteration's last step is counted by the trainer, whose unit is the iteration.
-
-        Returns:
-            The gradient's global norm before clipping.
-        """
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        parameters = [p for p in self.actor.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
-            raise UserError(
-                f"iteration {self.iteration}: the gradient is not finite, nothing was updated; lower the learning "
-                "rate, or go on from the last checkpoint"
-            )
-        if self.ppo.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.ppo.max_grad_norm, norm)
-        _step_counted(optimizer, last)
-        return norm
+        updater = PPOUpdater(self, self.actor, self.ppo.max_grad_norm)
+        return run_ppo_epochs(self.actor, tail, self.ppo, self.sampling, order, updater)
 
     def log_iteration(
         self, rollout: Rollout, tail: TailReport, stats: PPOStats, kl_coef: float, seconds: dict[str, float]
@@ -166,14 +142,3 @@ class RiskAversePPOModule(LanguageModule):
         if self.trainer.state.fn == "fit":
             self.kl_controller.load_state_dict(checkpoint["kl_controller"])
             rank_zero_info(f"KL coefficient: the run goes on at {self.kl_controller.value:.4g}")
-
-
-def _step_counted(optimizer: LightningOptimizer, counts: bool) -> None:
-    """Step; let Lightning's progress see the step only if it `counts`."""
-    before, after = optimizer._on_before_step, optimizer._on_after_step
-    if not counts:
-        optimizer._on_before_step = optimizer._on_after_step = lambda: None
-    try:
-        optimizer.step()
-    finally:
-        optimizer._on_before_step, optimizer._on_after_step = before, after

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_rarlhf.config import PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch, PPOStats
+from lightning_rarlhf.distributed import dealt, total
 from lightning_rarlhf.functional.advantages import explained_variance
 from lightning_rarlhf.functional.losses import clipped_surrogate, clipped_value_loss
 from lightning_rarlhf.policy import ActorCritic
 
-Step = Callable[[Tensor, bool], Tensor]
-"""Takes a minibatch's loss and whether it is the iteration's last; steps the optimizer; returns the gradient's norm."""
+
+class Updater(Protocol):
+    """Moves the weights: takes a minibatch's gradient part by part, then steps."""
+
+    def add_gradient(self, loss: Tensor, *, last_part: bool) -> None:
+        """Add the gradient of one part of a minibatch's loss on this process; parts and processes add up."""
+        ...
+
+    def step(self, *, last: bool) -> Tensor:
+        """Step on what was added, and forget it; `last` = the iteration's last step.
+
+        Returns:
+            The gradient's global norm, a scalar.
+        """
+        ...
 
 
 def run_ppo_epochs(
@@ -23,21 +38,38 @@ def run_ppo_epochs(
     config: PPOConfig,
     sampling: SamplingConfig,
     generator: torch.Generator,
-    step: Step,
+    updater: Updater,
 ) -> PPOStats:
-    """K epochs of minibatches over the kept rows: loss = clipped surrogate + c_v · clipped value loss."""
+    """K epochs of minibatches over the kept rows: loss = clipped surrogate + c_v · clipped value loss.
+
+    `batch` and `generator` are the same on all processes; each takes its share of every minibatch.
+    """
     totals = torch.zeros(6, dtype=torch.float64, device=batch.returns.device)
     for minibatch, last in _schedule(batch, config, generator):
-        mask = minibatch.response_mask
-        logprobs, values = policy(minibatch.sequences, minibatch.attention_mask, mask, sampling)
-        actor = clipped_surrogate(logprobs, minibatch.logprobs, minibatch.advantages, mask, config.cliprange)
-        critic = clipped_value_loss(values, minibatch.values, minibatch.returns, mask, config.cliprange_value)
-        grad_norm = step(actor.loss + config.vf_coef * critic, last)
-        figures = (actor.loss, critic, actor.approx_kl, actor.clip_fraction, actor.ratio_mean, grad_norm)
-        totals += torch.stack([figure.detach().double() for figure in figures]) * len(minibatch)
+        figures = _add_gradients(policy, minibatch, config, sampling, updater)
+        grad_norm = updater.step(last=last)
+        totals += torch.cat([figures, grad_norm.detach().double().view(1)]) * len(minibatch)
     means = (totals / (config.epochs * len(batch))).tolist()
     explained = explained_variance(batch.values, batch.returns, batch.response_mask)
     return PPOStats(**dict(zip(_FIGURES, means, strict=True)), explained_variance=explained.item())
+
+
+def _add_gradients(
+    policy: ActorCritic, minibatch: PPOBatch, config: PPOConfig, sampling: SamplingConfig, updater: Updater
+) -> Tensor:
+    """Gradient of one minibatch, in parts that fit into memory; f64 [5], its figures over all processes."""
+    tokens = minibatch.response_mask.sum()
+    figures = torch.zeros(5, dtype=torch.float64, device=tokens.device)
+    parts = list(dealt(minibatch, config.micro_batch_size))
+    for number, part in enumerate(parts, start=1):
+        mask = part.response_mask
+        logprobs, values = policy(part.sequences, part.attention_mask, mask, sampling)
+        actor = clipped_surrogate(logprobs, part.logprobs, part.advantages, mask, config.cliprange, denominator=tokens)
+        critic = clipped_value_loss(values, part.values, part.returns, mask, config.cliprange_value, denominator=tokens)
+        updater.add_gradient(actor.loss + config.vf_coef * critic, last_part=number == len(parts))
+        seen = (actor.loss, critic, actor.approx_kl, actor.clip_fraction, actor.ratio_mean)
+        figures += torch.stack([figure.detach().double() for figure in seen])
+    return total(figures)
 
 
 _FIGURES = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "ratio_mean", "grad_norm")

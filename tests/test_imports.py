@@ -54,7 +54,8 @@ PLACES = (
     Place("lightning_rarlhf/sampling.py", 1, ("lightning_rarlhf/policy.py",)),
     # 2: the phases of an iteration, and what is made of a run; usable from a notebook, without Lightning
     Place("lightning_rarlhf/rollout.py", 2),
-    Place("lightning_rarlhf/ppo_update.py", 2),
+    Place("lightning_rarlhf/distributed.py", 2),
+    Place("lightning_rarlhf/ppo_update.py", 2, ("lightning_rarlhf/distributed.py",)),
     Place("lightning_rarlhf/metrics.py", 2),
     Place("lightning_rarlhf/perplexity.py", 2),
     Place("lightning_rarlhf/generations.py", 2, ("lightning_rarlhf/metrics.py",)),
@@ -79,7 +80,10 @@ PLACES = (
     # 3: Lightning; data and callbacks know neither each other nor a method's module, only the modules' common base
     Place("lightning_rarlhf/cli_errors.py", 3),
     Place("lightning_rarlhf/language_module.py", 3),
-    Place("lightning_rarlhf/ppo_module.py", 3, ("lightning_rarlhf/language_module.py",)),
+    Place("lightning_rarlhf/ppo_updater.py", 3),
+    Place(
+        "lightning_rarlhf/ppo_module.py", 3, ("lightning_rarlhf/language_module.py", "lightning_rarlhf/ppo_updater.py")
+    ),
     Place("lightning_rarlhf/sft_module.py", 3, ("lightning_rarlhf/language_module.py",)),
     Place("callbacks/", 3, ("callbacks/", "lightning_rarlhf/language_module.py")),
     Place("datamodules/", 3, ("datamodules/",)),

@@ -5,9 +5,12 @@ from itertools import chain
 import pytest
 import torch
 
-from lightning_rarlhf.config import PPOConfig, SamplingConfig
+from lightning_rarlhf.config import PolicyConfig, PPOConfig, SamplingConfig
+from lightning_rarlhf.data_types import PPOBatch
 from lightning_rarlhf.policy import PolicyOutput
+from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.ppo_update import run_ppo_epochs
+from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.test_data_types import ppo_batch
 
 
@@ -23,15 +26,28 @@ class Echo:
         return PolicyOutput(numbers, numbers)
 
 
-def run(config: PPOConfig):
-    policy, steps = Echo(), []
+class Recorder:
+    """An updater that moves nothing: keeps each step's loss, and says that gradient norms are 1, 2, 3, ..."""
 
-    def step(loss: torch.Tensor, last: bool) -> torch.Tensor:
-        steps.append((loss.item(), last))
-        return torch.tensor(float(len(steps)))
+    def __init__(self) -> None:
+        self.steps: list[tuple[float, bool]] = []
+        self.parts: list[bool] = []
+        self._loss = 0.0
 
-    stats = run_ppo_epochs(policy, ppo_batch(), config, SamplingConfig(), torch.Generator().manual_seed(0), step)
-    return stats, policy.rows, steps
+    def add_gradient(self, loss: torch.Tensor, *, last_part: bool) -> None:
+        self._loss += loss.item()
+        self.parts.append(last_part)
+
+    def step(self, *, last: bool) -> torch.Tensor:
+        self.steps.append((self._loss, last))
+        self._loss = 0.0
+        return torch.tensor(float(len(self.steps)))
+
+
+def run(config: PPOConfig, policy: Echo | None = None):
+    policy, updater = policy or Echo(), Recorder()
+    stats = run_ppo_epochs(policy, ppo_batch(), config, SamplingConfig(), torch.Generator().manual_seed(0), updater)
+    return stats, policy.rows, updater.steps
 
 
 def test_every_epoch_sees_every_row_and_only_the_last_step_is_last():
@@ -59,14 +75,54 @@ def test_the_critics_weight_reaches_the_loss():
             output = super().__call__(*args)
             return PolicyOutput(output.logprobs, output.values - 0.1)
 
-    losses = []
-    for weight in (0.0, 0.5):
-        run_ppo_epochs(
-            Below(),
-            ppo_batch(),
-            PPOConfig(epochs=1, vf_coef=weight),
-            SamplingConfig(),
-            torch.Generator(),
-            lambda loss, last: losses.append(loss.item()) or torch.tensor(0.0),
-        )
+    losses = [run(PPOConfig(epochs=1, vf_coef=weight), Below())[2][0][0] for weight in (0.0, 0.5)]
     assert losses[1] - losses[0] == pytest.approx(0.5 * 0.5 * 0.01, abs=1e-6)
+
+
+def test_a_minibatch_is_cut_into_parts_that_add_up():
+    whole, _, steps = run(PPOConfig(epochs=2, minibatch_size=5))
+    cut, rows, cut_steps = run(PPOConfig(epochs=2, minibatch_size=5, micro_batch_size=2))
+    assert [len(part) for part in rows] == [2, 2, 1] * 2
+    assert [last for _, last in cut_steps] == [False, True]
+    assert [loss for loss, _ in cut_steps] == pytest.approx([loss for loss, _ in steps])
+    assert vars(cut) == pytest.approx(vars(whole))
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+def test_accumulated_gradients_equal_those_of_one_large_batch(policy_folder, micro_batch_size):
+    """In float64, with responses of 1 to 4 tokens."""
+    tokenizer = load_tokenizer(str(policy_folder))
+    actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), tokenizer).double()
+    batch = uneven_batch()
+
+    class Gradients(Recorder):
+        def add_gradient(self, loss: torch.Tensor, *, last_part: bool) -> None:
+            super().add_gradient(loss, last_part=last_part)
+            loss.backward()
+
+    def gradient(size: int | None) -> tuple[torch.Tensor, list[bool]]:
+        actor.zero_grad()
+        updater = Gradients()
+        config = PPOConfig(epochs=1, micro_batch_size=size)
+        run_ppo_epochs(actor, batch, config, SamplingConfig(), torch.Generator(), updater)
+        return torch.cat([p.grad.flatten() for p in actor.parameters()]), updater.parts
+
+    whole, parts = gradient(None)
+    assert parts == [True]
+    cut, parts = gradient(micro_batch_size)
+    assert parts == [False] * (-(-5 // micro_batch_size) - 1) + [True]
+    assert whole.abs().max() > 1e-3
+    torch.testing.assert_close(cut, whole, atol=1e-6, rtol=1e-6)
+
+
+def uneven_batch() -> PPOBatch:
+    draw = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([4, 1, 2, 4, 3])
+    mask = torch.arange(4) < lengths[:, None]
+    numbers = {name: torch.randn(5, 4, generator=draw) for name in ("logprobs", "values", "advantages", "returns")}
+    return PPOBatch(
+        sequences=torch.randint(3, 17, (5, 7), generator=draw),
+        attention_mask=torch.cat([torch.ones(5, 3, dtype=torch.bool), mask], dim=1),
+        response_mask=mask,
+        **{**numbers, "logprobs": numbers["logprobs"] - 3},
+    )
