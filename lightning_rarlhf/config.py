@@ -103,6 +103,12 @@ class PPOConfig:
     """centre and scale the advantages over the kept tokens"""
     max_grad_norm: PositiveFloat | None = None
     """clip the gradient to this global norm; none = no clipping (paper)"""
+    max_ratio: PositiveFloat | None = None
+    """throw away the gradient of a minibatch whose mean probability ratio π/π_old is above this (TRL: 10); none =
+    never (paper)"""
+    target_kl: PositiveFloat | None = None
+    """end the iteration's epochs at the first minibatch whose ½ mean (log π − log π_old)² is above this, in nats²;
+    none = run them all (paper)"""
     rank_by: RankBy = "return"
     """statistic that ranks episodes: their return (paper), the critic's λ-return at the first response token (authors'
     code), or the bare score"""
@@ -125,6 +131,18 @@ class KLConfig:
     observe: ControllerKL = "kept_mean"
     """KL that the controller sees: mean over the kept episodes (paper), mean over all, or sum over the kept divided
     by B (authors' code)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens when a logit, a score, the loss or the gradient is not finite. No weight is ever updated with it."""
+
+    on_failure: Literal["stop", "skip"] = "stop"
+    """stop = end the run; skip = drop the rest of the iteration (of the optimizer step, in SFT) and go on"""
+    max_skips: PositiveInt = 10
+    """iterations skipped one after the other before the run ends all the same"""
+    crash_bundles: NonNegativeInt = 3
+    """failures of a run whose batch is written to its folder crash; 0 = none"""
 
 
 class Judge(ABC):

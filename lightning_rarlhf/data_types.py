@@ -239,3 +239,9 @@ class PPOStats:
     """global norm of the gradient before clipping"""
     explained_variance: float
     """1 − Var(returns − V_old) / Var(returns), over the kept tokens"""
+    optimizer_steps: int
+    """minibatches whose gradient was used"""
+    dropped_minibatches: int
+    """minibatches whose gradient was thrown away for their ratio (`max_ratio`)"""
+    kl_stopped: bool
+    """whether the epochs ended early (`target_kl`)"""

@@ -1,5 +1,10 @@
 """Errors that a user can cause, each one line: what was got, what was expected, what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class UserError(ValueError):
     """Raised for input that the user can mend; ``train.py`` prints its text alone, without a traceback."""
@@ -24,5 +29,28 @@ class RewardError(UserError):
     """A reward that returned something other than one finite score per response."""
 
 
+class NumericalError(UserError):
+    """A number that is not finite where training needs one; no weight was updated with it.
+
+    Attributes:
+        rows: 0-based rows of the batch that it belongs to; empty = not known.
+        evidence: tensors that show it, by name, for a crash bundle.
+    """
+
+    def __init__(self, message: str, *, rows: Sequence[int] = (), evidence: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
+        self.evidence = dict(evidence or {})
+
+
+class ScoreError(RewardError, NumericalError):
+    """A reward whose scores are not all finite."""
+
+
 class ScheduleError(UserError):
     """A risk schedule that cannot do what it was asked for in the iterations that the run has."""
+
+
+def first_few(numbers: Sequence[int], shown: int = 8) -> str:
+    """The first of many row numbers, for a message."""
+    return ", ".join(map(str, numbers[:shown])) + (", ..." if len(numbers) > shown else "")

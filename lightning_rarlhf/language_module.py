@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, SamplingConfig
+from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples, TextBatch
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluation import report
 from lightning_rarlhf.generations import Completions, GenerationWriter, read_rows
+from lightning_rarlhf.guarded_module import GuardedModule
 from lightning_rarlhf.hub import require_model
 from lightning_rarlhf.metrics import ResponseSummary, ScoreSummary
 from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
@@ -39,14 +39,13 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-class LanguageModule(pl.LightningModule):
+class LanguageModule(GuardedModule):
     """Base of the trained methods; evaluates any policy by generating, scoring and comparing with the reference.
 
     Attributes:
         actor: the network that is trained; built by `configure_model`.
         reference: the frozen network that KL is measured against, out of checkpoints and optimizers.
         tokenizer: the policy's.
-        config_text: YAML of the run's full configuration, set by the command line; result files carry its hash.
     """
 
     actor: ActorCritic
@@ -61,15 +60,15 @@ class LanguageModule(pl.LightningModule):
         sampling: SamplingConfig,
         evaluation: EvaluationConfig,
         optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
+        guard: GuardConfig = GuardConfig(),
     ) -> None:
-        super().__init__()
+        super().__init__(guard)
         self.policy_config = policy
         self.reference_name = reference
         self.reward = reward
         self.sampling = sampling
         self.evaluation = evaluation
         self.make_optimizer = optimizer
-        self.config_text = ""
         self.reference = None
         self.seed: int | None = None
         self._built = False
@@ -160,6 +159,7 @@ class LanguageModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Refuse batches of another purpose."""
+        super().on_train_batch_start(batch, batch_idx)
         if not isinstance(batch, self.trains_on):
             purpose = "prompts" if self.trains_on is PromptBatch else "sft"
             raise UserError(
@@ -329,6 +329,7 @@ class LanguageModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the sampling seed: a resumed run continues its own random numbers, whatever the command line says."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["sampling_seed"] = self.seed
         checkpoint["module"] = type(self).__name__
 
@@ -344,6 +345,7 @@ class LanguageModule(pl.LightningModule):
                 f"the checkpoint was made by {made_by}, not {type(self).__name__}; to start from its weights give "
                 "the exported folder: --model.policy.pretrained RUN/huggingface"
             )
+        super().on_load_checkpoint(checkpoint)
         if checkpoint["sampling_seed"] != self.seed:
             rank_zero_info(f"the run goes on with its own seed, {checkpoint['sampling_seed']}, not {self.seed}")
         self.seed = checkpoint["sampling_seed"]

@@ -11,10 +11,12 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_rarlhf.config import EvaluationConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
+from lightning_rarlhf.config import EvaluationConfig, GuardConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch, PPOStats, PromptBatch, Rollout, TailReport
 from lightning_rarlhf.distributed import gather_rollout
 from lightning_rarlhf.functional.masked import masked_mean
+from lightning_rarlhf.guarded_module import guarded
+from lightning_rarlhf.guards import require_finite
 from lightning_rarlhf.kl_control import build_kl_controller, observed_kl
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.ppo_update import run_ppo_epochs
@@ -23,6 +25,9 @@ from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import evaluate_samples, prepare_ppo_batch
 from lightning_rarlhf.sampling import SamplingSeed
 from lightning_rarlhf.stopwatch import Stopwatch
+
+_GUARDS = ("dropped_minibatches", "kl_stopped")
+"""figures of `PPOStats` that only a guard can change"""
 
 _PROGRESS_BAR = {
     "score": "objective/score_mean",
@@ -49,6 +54,7 @@ class RiskAversePPOModule(LanguageModule):
         kl: KLConfig = KLConfig(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1.41e-5),
         evaluation: EvaluationConfig = EvaluationConfig(),
+        guard: GuardConfig = GuardConfig(),
     ) -> None:
         """Remember the settings; nothing is loaded before the trainer asks for it.
 
@@ -61,25 +67,28 @@ class RiskAversePPOModule(LanguageModule):
             kl: the KL penalty's coefficient and its controller.
             optimizer: any torch optimizer (paper: Adam at a constant 1.41e-5).
             evaluation: validation, test and predict.
+            guard: what happens when a number is not finite.
         """
-        super().__init__(policy, reference, reward, sampling, evaluation, optimizer)
+        super().__init__(policy, reference, reward, sampling, evaluation, optimizer, guard)
         self.automatic_optimization = False
         self.ppo = ppo
         self.kl = kl
         self.kl_controller = build_kl_controller(kl)
         self.risk_level = 1.0
 
+    @guarded
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """One iteration of Algorithm 1; returns the rollout, the kept rows and the update's figures for callbacks."""
         clock = Stopwatch(self.device)
-        with clock("rollout"):
+        with self.agreeing(), clock("rollout"):
             samples = self.generate(batch, SamplingSeed(base=self.run_seed, iteration=self.iteration))
-        with clock("score"):
+        with self.agreeing(), clock("score"):
             scores = self.score(samples)
         with clock("rollout"):
             assert self.reference is not None
             own = evaluate_samples(self.actor, self.reference, samples, scores, self.sampling)
-            rollout = gather_rollout(own, self.tokenizer.pad_token_id)
+            self.rollout = rollout = gather_rollout(own, self.tokenizer.pad_token_id)
+            require_finite(rollout)
         with clock("update"):
             kl_coef = self.kl_controller.value
             tail, kept, report = prepare_ppo_batch(
@@ -92,7 +101,7 @@ class RiskAversePPOModule(LanguageModule):
 
     @property
     def iteration(self) -> int:
-        """0-based number of this iteration; the trainer's `global_step` counts iterations, see `PPOUpdater`."""
+        """0-based number of this iteration; the trainer's `global_step` counts iterations, see `guarded`."""
         return self.trainer.global_step
 
     @property
@@ -125,12 +134,21 @@ class RiskAversePPOModule(LanguageModule):
             "risk/cvar": tail.cvar,
             "risk/tail_kl_mean": tail.kl_mean,
             "tokens/response_length_mean": rollout.samples.lengths.float().mean(),
-            **{f"ppo/{name}": value for name, value in vars(stats).items()},
+            **{f"ppo/{name}": value for name, value in vars(stats).items() if name not in _GUARDS},
+            **{f"guard/{name}": float(getattr(stats, name)) for name in self._guards_in_use},
             **{f"time/{name}": value for name, value in seconds.items()},
         }
         self.log_dict(curves, on_step=True, batch_size=len(rollout))
         shown = {name: float(curves[key]) for name, key in _PROGRESS_BAR.items()}
         self.log_dict(shown, on_step=True, prog_bar=True, logger=False, batch_size=len(rollout))
+
+    @property
+    def _guards_in_use(self) -> list[str]:
+        limits = (self.ppo.max_ratio, self.ppo.target_kl)
+        return [name for name, limit in zip(_GUARDS, limits, strict=True) if limit is not None]
+
+    def crash_facts(self) -> dict[str, Any]:
+        return {"seed": self.seed, "risk_level": self.risk_level, "kl_coef": self.kl_controller.value}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the controller's state as Python floats: a buffer would be rounded under bf16-true."""

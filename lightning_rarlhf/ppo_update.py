@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -11,24 +12,30 @@ from torch import Tensor
 from lightning_rarlhf.config import PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch, PPOStats
 from lightning_rarlhf.distributed import dealt, total
+from lightning_rarlhf.errors import NumericalError
 from lightning_rarlhf.functional.advantages import explained_variance
 from lightning_rarlhf.functional.losses import clipped_surrogate, clipped_value_loss
+from lightning_rarlhf.guards import Verdict, judge
 from lightning_rarlhf.policy import ActorCritic
 
 
 class Updater(Protocol):
-    """Moves the weights: takes a minibatch's gradient part by part, then steps."""
+    """Moves the weights: takes a minibatch's gradient part by part, then steps on it, or forgets it."""
 
     def add_gradient(self, loss: Tensor, *, last_part: bool) -> None:
         """Add the gradient of one part of a minibatch's loss on this process; parts and processes add up."""
         ...
 
-    def step(self, *, last: bool) -> Tensor:
-        """Step on what was added, and forget it; `last` = the iteration's last step.
+    def gradient_norm(self) -> Tensor:
+        """Global norm of what was added, a scalar, the same on all processes."""
+        ...
 
-        Returns:
-            The gradient's global norm, a scalar.
-        """
+    def step(self, norm: Tensor) -> None:
+        """Clip what was added, whose norm is `norm`, and step on it."""
+        ...
+
+    def forget(self) -> None:
+        """Begin anew with no gradient."""
         ...
 
 
@@ -42,16 +49,40 @@ def run_ppo_epochs(
 ) -> PPOStats:
     """K epochs of minibatches over the kept rows: loss = clipped surrogate + c_v · clipped value loss.
 
-    `batch` and `generator` are the same on all processes; each takes its share of every minibatch.
+    `batch` and `generator` are the same on all processes; each takes its share of every minibatch. The guards look at
+    figures of all processes, so these decide alike.
+
+    Raises:
+        NumericalError: a loss or a gradient is not finite. No weight was moved by it; its minibatch is the evidence.
     """
-    totals = torch.zeros(6, dtype=torch.float64, device=batch.returns.device)
-    for minibatch, last in _schedule(batch, config, generator):
+    totals = torch.zeros(len(_FIGURES), dtype=torch.float64)
+    verdicts: Counter[Verdict] = Counter()
+    rows = 0
+    for minibatch in _schedule(batch, config, generator):
         figures = _add_gradients(policy, minibatch, config, sampling, updater)
-        grad_norm = updater.step(last=last)
-        totals += torch.cat([figures, grad_norm.detach().double().view(1)]) * len(minibatch)
-    means = (totals / (config.epochs * len(batch))).tolist()
+        grad_norm = updater.gradient_norm()
+        seen = torch.cat([figures, grad_norm.detach().double().view(1)]).cpu()  # the one wait for the device
+        try:
+            verdict = judge(dict(zip(_FIGURES, seen.tolist(), strict=True)), config)
+        except NumericalError as error:
+            error.evidence |= {f"minibatch.{name}": value for name, value in vars(minibatch).items()}
+            raise
+        if verdict is Verdict.STEP:
+            updater.step(grad_norm)
+        updater.forget()
+        verdicts[verdict] += 1
+        totals += seen * len(minibatch)
+        rows += len(minibatch)
+        if verdict is Verdict.STOP:
+            break
     explained = explained_variance(batch.values, batch.returns, batch.response_mask)
-    return PPOStats(**dict(zip(_FIGURES, means, strict=True)), explained_variance=explained.item())
+    return PPOStats(
+        **dict(zip(_FIGURES, (totals / rows).tolist(), strict=True)),
+        explained_variance=explained.item(),
+        optimizer_steps=verdicts[Verdict.STEP],
+        dropped_minibatches=verdicts[Verdict.DROP],
+        kl_stopped=bool(verdicts[Verdict.STOP]),
+    )
 
 
 def _add_gradients(
@@ -75,9 +106,7 @@ def _add_gradients(
 _FIGURES = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "ratio_mean", "grad_norm")
 
 
-def _schedule(batch: PPOBatch, config: PPOConfig, generator: torch.Generator) -> Iterator[tuple[PPOBatch, bool]]:
-    """Every minibatch of every epoch, and whether it is the last of all."""
-    per_epoch = -(-len(batch) // config.minibatch_size)
-    for epoch in range(config.epochs):
-        for number, minibatch in enumerate(batch.minibatches(config.minibatch_size, generator)):
-            yield minibatch, epoch + 1 == config.epochs and number + 1 == per_epoch
+def _schedule(batch: PPOBatch, config: PPOConfig, generator: torch.Generator) -> Iterator[PPOBatch]:
+    """Every minibatch of every epoch."""
+    for _ in range(config.epochs):
+        yield from batch.minibatches(config.minibatch_size, generator)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from lightning_rarlhf.distributed import world_size
-from lightning_rarlhf.errors import UserError
-
-if TYPE_CHECKING:
-    from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning_rarlhf.guards import gradient_norm
 
 
 class PPOUpdater:
@@ -41,34 +39,34 @@ class PPOUpdater:
         with strategy.block_backward_sync() if alone else nullcontext():  # type: ignore[attr-defined]
             self._module.manual_backward(loss * world_size())
 
-    def step(self, *, last: bool) -> Tensor:
-        """Clip and step. Only an iteration's last step is counted by the trainer, whose unit is the iteration.
+    def gradient_norm(self) -> Tensor:
+        """Global norm of the gradient, before clipping."""
+        return gradient_norm(self._network.parameters())
 
-        Returns:
-            The gradient's global norm before clipping.
-        """
-        optimizer = self._module.optimizers()
-        assert not isinstance(optimizer, list)
-        parameters = [p for p in self._network.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
-            raise UserError(
-                f"iteration {self._module.trainer.global_step}: the gradient is not finite, nothing was updated; "
-                "lower the learning rate, or go on from the last checkpoint"
-            )
+    def step(self, norm: Tensor) -> None:
+        """Clip and step. The trainer does not count it: its unit is the iteration, see `guarded`."""
         if self._max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
-        _step_counted(optimizer, last)
-        optimizer.zero_grad()
-        return norm
+            torch.nn.utils.clip_grads_with_norm_(self._network.parameters(), self._max_grad_norm, norm)
+        with _uncounted(self._optimizer):
+            self._optimizer.step()
+
+    def forget(self) -> None:
+        """Begin anew with no gradient."""
+        self._optimizer.zero_grad()
+
+    @property
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self._module.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
 
 
-def _step_counted(optimizer: LightningOptimizer, counts: bool) -> None:
-    """Step; let Lightning's progress see the step only if it `counts`."""
+@contextmanager
+def _uncounted(optimizer: LightningOptimizer) -> Iterator[None]:
+    """Keep Lightning's progress from seeing the steps taken inside."""
     before, after = optimizer._on_before_step, optimizer._on_after_step
-    if not counts:
-        optimizer._on_before_step = optimizer._on_after_step = lambda: None
+    optimizer._on_before_step = optimizer._on_after_step = lambda: None
     try:
-        optimizer.step()
+        yield
     finally:
         optimizer._on_before_step, optimizer._on_after_step = before, after

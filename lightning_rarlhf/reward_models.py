@@ -17,7 +17,7 @@ from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from lightning_rarlhf.config import DType, Judge
-from lightning_rarlhf.errors import ModelError, RewardError
+from lightning_rarlhf.errors import ModelError, RewardError, ScoreError, first_few
 from lightning_rarlhf.hub import require_model
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ def checked_scores(scores: object, expected: int, name: str) -> Tensor:
     """Turn what a reward returned into f32 [B], or refuse it.
 
     Raises:
-        RewardError: not numbers, the wrong count, or a score that is not finite.
+        RewardError: not numbers, or the wrong count.
+        ScoreError: a score that is not finite, with its row.
     """
     if isinstance(scores, str | bytes):
         raise RewardError(f"reward {name}: returned a string; expected {expected} numbers, one per response")
@@ -161,9 +162,10 @@ def checked_scores(scores: object, expected: int, name: str) -> Tensor:
         )
     bad = [row for row, score in enumerate(tensor.tolist()) if not math.isfinite(score)]
     if bad:
-        rows = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-        raise RewardError(
-            f"reward {name}: {len(bad)} of {expected} scores are not finite (responses {rows}); fix the reward"
+        raise ScoreError(
+            f"reward {name}: {len(bad)} of {expected} scores are not finite (responses {first_few(bad)}); "
+            "fix the reward",
+            rows=bad,
         )
     return tensor
 

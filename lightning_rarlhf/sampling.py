@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
-from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.errors import ModelError, NumericalError, first_few
 from lightning_rarlhf.functional.logprobs import eos_ban, warp
 from lightning_rarlhf.functional.sequences import position_ids
 from lightning_rarlhf.policy import LanguageModel
@@ -127,16 +127,22 @@ def sample(
         tokenizer: decodes the responses.
         eos_token_ids: i64 [n], tokens that end a response.
         keep_logprobs: fill `Samples.logprobs`, for decoders whose distribution no single forward pass gives again.
+
+    Raises:
+        NumericalError: the decoder's logits are no distribution, for the prompts that are named.
     """
     uniforms = seed.uniforms(batch.index, sampling.max_new_tokens)
     mask = batch.attention_mask
     alive = torch.ones(len(batch), dtype=torch.bool, device=mask.device)
+    broken = torch.zeros_like(alive)
     logits = decoder.start(batch.input_ids, mask)
     drawn: list[Tensor] = []
     logprobs: list[Tensor] = []
     for step in range(sampling.max_new_tokens):
         warped = _warped(logits, step, sampling, eos_token_ids)
         token = _draw(warped, uniforms[:, step])
+        broken = broken | (alive & (token < 0))
+        token = token.clamp(min=0)
         if keep_logprobs:
             logprobs.append(warped.log_softmax(dim=-1).gather(1, token[:, None]).squeeze(1).where(alive, 0.0))
         drawn.append(token.where(alive, torch.full_like(token, _pad_id(tokenizer))))
@@ -145,6 +151,7 @@ def sample(
         if step + 1 == sampling.max_new_tokens or not alive.any():
             break
         logits = decoder.advance(drawn[-1], mask)
+    _require_drawn(broken, batch)  # once, not at every step: looking waits for the device
     tokens = torch.stack(drawn, dim=1)
     counts = mask[:, -tokens.shape[1] :]
     return Samples(
@@ -162,13 +169,27 @@ def _warped(logits: Tensor, step: int, sampling: SamplingConfig, eos_token_ids: 
 
 
 def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Invert the distribution function at `uniform`: [B, V], [B] → i64 [B]. A token of probability 0 is never drawn."""
+    """Invert the distribution function at `uniform`: [B, V], [B] → i64 [B]. A token of probability 0 is never drawn.
+
+    −1 where the logits are no distribution: NaN, +inf, or −inf throughout.
+    """
     # in float64: a parallel sum in float32 may rise at a token of probability 0
     cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)
     total = cumulative[:, -1:]
     # rounding may lift u·total to the total itself, beyond the last token
     threshold = (uniform[:, None].double() * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+    token = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+    return token.where(total.squeeze(1).isfinite(), -1)
+
+
+def _require_drawn(broken: Tensor, batch: PromptBatch) -> None:
+    if broken.any():
+        rows = broken.nonzero().flatten()
+        raise NumericalError(
+            f"the logits are not finite for {len(rows)} of {len(batch)} prompts "
+            f"(prompts {first_few(batch.index[rows].tolist())}); the policy's weights or their precision are broken",
+            rows=rows.tolist(),
+        )
 
 
 def decode_responses(batch: PromptBatch, tokens: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:

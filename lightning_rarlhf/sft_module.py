@@ -9,7 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, SamplingConfig
+from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.logprobs import token_logprobs
@@ -32,6 +32,7 @@ class SFTModule(LanguageModule):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         linear_decay: bool = True,
         evaluation: EvaluationConfig = EvaluationConfig(),
+        guard: GuardConfig = GuardConfig(),
     ) -> None:
         """Remember the settings; nothing is loaded before the trainer asks for it.
 
@@ -43,8 +44,9 @@ class SFTModule(LanguageModule):
             optimizer: any torch optimizer (paper: AdamW at 1e-5).
             linear_decay: lower the learning rate linearly to 0 over the run (paper).
             evaluation: test and predict.
+            guard: what happens when the loss or the gradient is not finite.
         """
-        super().__init__(policy, reference, reward, sampling, evaluation, optimizer)
+        super().__init__(policy, reference, reward, sampling, evaluation, optimizer, guard)
         self.linear_decay = linear_decay
 
     @property

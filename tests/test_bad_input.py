@@ -167,6 +167,8 @@ CASES = {
         r"'tests.test_bad_input.nothing' cannot be imported",
     ),
 }
+CRASHES = {"reward of NaN"}
+"""mistakes that only training can find; the batch that it happened in is kept"""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -181,7 +183,7 @@ def test_one_line_and_exit_status_2(world, tmp_path, capfd, name):
 
     assert re.search(message, errors[0]), errors[0]
     left = {path.name for path in tmp_path.rglob("*") if path.is_file() and "lightning_logs" not in path.parts}
-    assert not left
+    assert left == ({"crash.json", "tensors.safetensors"} if name in CRASHES else set())
 
 
 def test_the_same_arguments_without_a_mistake_train(world, tmp_path):

@@ -38,6 +38,7 @@ PLACES = (
     Place("lightning_rarlhf/config.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/data_types.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/quiet.py", 0),
+    Place("lightning_rarlhf/redaction.py", 0),
     Place("lightning_rarlhf/stopwatch.py", 0),
     Place(
         "lightning_rarlhf/functional/",
@@ -55,7 +56,9 @@ PLACES = (
     # 2: the phases of an iteration, and what is made of a run; usable from a notebook, without Lightning
     Place("lightning_rarlhf/rollout.py", 2),
     Place("lightning_rarlhf/distributed.py", 2),
-    Place("lightning_rarlhf/ppo_update.py", 2, ("lightning_rarlhf/distributed.py",)),
+    Place("lightning_rarlhf/guards.py", 2, ("lightning_rarlhf/distributed.py",)),
+    Place("lightning_rarlhf/crash_bundle.py", 2),
+    Place("lightning_rarlhf/ppo_update.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/guards.py")),
     Place("lightning_rarlhf/metrics.py", 2),
     Place("lightning_rarlhf/perplexity.py", 2),
     Place("lightning_rarlhf/generations.py", 2, ("lightning_rarlhf/metrics.py",)),
@@ -79,10 +82,17 @@ PLACES = (
     Place("lightning_rarlhf/certify/trials.py", 2, ("lightning_rarlhf/results_file.py",)),
     # 3: Lightning; data and callbacks know neither each other nor a method's module, only the modules' common base
     Place("lightning_rarlhf/cli_errors.py", 3),
-    Place("lightning_rarlhf/language_module.py", 3),
+    Place("lightning_rarlhf/guarded_module.py", 3),
+    Place("lightning_rarlhf/language_module.py", 3, ("lightning_rarlhf/guarded_module.py",)),
     Place("lightning_rarlhf/ppo_updater.py", 3),
     Place(
-        "lightning_rarlhf/ppo_module.py", 3, ("lightning_rarlhf/language_module.py", "lightning_rarlhf/ppo_updater.py")
+        "lightning_rarlhf/ppo_module.py",
+        3,
+        (
+            "lightning_rarlhf/language_module.py",
+            "lightning_rarlhf/guarded_module.py",
+            "lightning_rarlhf/ppo_updater.py",
+        ),
     ),
     Place("lightning_rarlhf/sft_module.py", 3, ("lightning_rarlhf/language_module.py",)),
     Place("callbacks/", 3, ("callbacks/", "lightning_rarlhf/language_module.py")),

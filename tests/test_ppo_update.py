@@ -7,6 +7,7 @@ import torch
 
 from lightning_rarlhf.config import PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch
+from lightning_rarlhf.errors import NumericalError
 from lightning_rarlhf.policy import PolicyOutput
 from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.ppo_update import run_ppo_epochs
@@ -27,35 +28,42 @@ class Echo:
 
 
 class Recorder:
-    """An updater that moves nothing: keeps each step's loss, and says that gradient norms are 1, 2, 3, ..."""
+    """An updater that moves nothing: keeps each minibatch's loss, and says that gradient norms are 1, 2, 3, ..."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[float, bool]] = []
+        self.losses: list[float] = []
+        self._loss = 0.0
         self.parts: list[bool] = []
+        self.steps: list[float] = []
+
+    def forget(self) -> None:
+        self.losses.append(self._loss)
         self._loss = 0.0
 
     def add_gradient(self, loss: torch.Tensor, *, last_part: bool) -> None:
         self._loss += loss.item()
         self.parts.append(last_part)
 
-    def step(self, *, last: bool) -> torch.Tensor:
-        self.steps.append((self._loss, last))
-        self._loss = 0.0
-        return torch.tensor(float(len(self.steps)))
+    def gradient_norm(self) -> torch.Tensor:
+        return torch.tensor(len(self.losses) + 1.0)
+
+    def step(self, norm: torch.Tensor) -> None:
+        self.steps.append(norm.item())
 
 
-def run(config: PPOConfig, policy: Echo | None = None):
-    policy, updater = policy or Echo(), Recorder()
+def run(config: PPOConfig, policy: Echo | None = None, updater: Recorder | None = None):
+    policy, updater = policy or Echo(), updater or Recorder()
     stats = run_ppo_epochs(policy, ppo_batch(), config, SamplingConfig(), torch.Generator().manual_seed(0), updater)
-    return stats, policy.rows, updater.steps
+    return stats, policy.rows, updater
 
 
-def test_every_epoch_sees_every_row_and_only_the_last_step_is_last():
-    _, rows, steps = run(PPOConfig(epochs=3, minibatch_size=2))
-    assert len(rows) == len(steps) == 9
+def test_every_epoch_sees_every_row_and_every_gradient_is_used():
+    stats, rows, updater = run(PPOConfig(epochs=3, minibatch_size=2))
+    assert len(rows) == 9
     for epoch in range(3):
         assert sorted(chain(*rows[3 * epoch : 3 * epoch + 3])) == [0, 1, 2, 3, 4]
-    assert [last for _, last in steps] == [False] * 8 + [True]
+    assert updater.steps == list(range(1, 10))
+    assert (stats.optimizer_steps, stats.dropped_minibatches, stats.kl_stopped) == (9, 0, False)
 
 
 def test_figures_are_means_weighted_by_episodes():
@@ -75,16 +83,72 @@ def test_the_critics_weight_reaches_the_loss():
             output = super().__call__(*args)
             return PolicyOutput(output.logprobs, output.values - 0.1)
 
-    losses = [run(PPOConfig(epochs=1, vf_coef=weight), Below())[2][0][0] for weight in (0.0, 0.5)]
+    losses = [run(PPOConfig(epochs=1, vf_coef=weight), Below())[2].losses[0] for weight in (0.0, 0.5)]
     assert losses[1] - losses[0] == pytest.approx(0.5 * 0.5 * 0.01, abs=1e-6)
 
 
+class Drifting(Echo):
+    """Log-probabilities that rise by `by` a minibatch, as if each step had moved the policy that far."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def __call__(self, *args):
+        drift = self.by * len(self.rows)
+        logprobs, values = super().__call__(*args)
+        return PolicyOutput(logprobs + drift, values)
+
+
+def test_epochs_end_at_the_first_minibatch_beyond_the_target_kl():
+    """½·(.3·n)² of minibatch n: 0, .045, .18, .405, ..."""
+    stats, rows, updater = run(PPOConfig(epochs=3, minibatch_size=2, target_kl=0.2), Drifting(0.3))
+    assert len(rows) == 4
+    assert updater.steps == [1, 2, 3]  # the fourth gradient is not used
+    assert (stats.optimizer_steps, stats.kl_stopped) == (3, True)
+    assert 0.1 < stats.approx_kl < 0.2  # a mean over the minibatches that were seen
+
+
+def test_a_minibatch_whose_ratio_spikes_is_dropped_and_the_next_one_is_not():
+    class Spike(Echo):
+        def __call__(self, *args):
+            spike = 3.0 if len(self.rows) == 1 else 0.0
+            logprobs, values = super().__call__(*args)
+            return PolicyOutput(logprobs + spike, values)
+
+    stats, rows, updater = run(PPOConfig(epochs=1, minibatch_size=2, max_ratio=10.0), Spike())
+    assert len(rows) == 3
+    assert updater.steps == [1, 3]
+    assert (stats.optimizer_steps, stats.dropped_minibatches, stats.kl_stopped) == (2, 1, False)
+    assert run(PPOConfig(epochs=1, minibatch_size=2), Spike())[2].steps == [1, 2, 3]  # off by default
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_is_not_used_and_its_minibatch_is_the_evidence(where, broken):
+    class Broken(Echo):
+        def __call__(self, *args):
+            logprobs, values = super().__call__(*args)
+            return PolicyOutput(logprobs, values * broken if where == "loss" and len(self.rows) == 2 else values)
+
+    class BrokenGradient(Recorder):
+        def gradient_norm(self):
+            norm = super().gradient_norm()
+            return norm * broken if where == "gradient" and norm == 2 else norm
+
+    policy, updater = Broken(), BrokenGradient()
+    with pytest.raises(NumericalError, match=f"the {where} is not finite, nothing was updated with it") as caught:
+        run(PPOConfig(epochs=1, minibatch_size=2), policy, updater)
+    assert updater.steps == [1]
+    assert caught.value.evidence["minibatch.sequences"][:, 0].tolist() == policy.rows[1]
+
+
 def test_a_minibatch_is_cut_into_parts_that_add_up():
-    whole, _, steps = run(PPOConfig(epochs=2, minibatch_size=5))
-    cut, rows, cut_steps = run(PPOConfig(epochs=2, minibatch_size=5, micro_batch_size=2))
+    whole, _, in_one = run(PPOConfig(epochs=2, minibatch_size=5))
+    cut, rows, in_parts = run(PPOConfig(epochs=2, minibatch_size=5, micro_batch_size=2))
     assert [len(part) for part in rows] == [2, 2, 1] * 2
-    assert [last for _, last in cut_steps] == [False, True]
-    assert [loss for loss, _ in cut_steps] == pytest.approx([loss for loss, _ in steps])
+    assert in_parts.steps == [1, 2]
+    assert in_parts.losses == pytest.approx(in_one.losses)
     assert vars(cut) == pytest.approx(vars(whole))
 
 
