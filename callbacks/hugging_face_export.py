@@ -10,8 +10,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_rarlhf.export import export_policy
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.trained_weights import only_trained
 
 
 class HuggingFaceExport(Callback):
@@ -21,13 +23,24 @@ class HuggingFaceExport(Callback):
     was loaded again and continued prompts with the same greedy tokens.
     """
 
-    def __init__(self, dirpath: str | None = None) -> None:
-        """Choose where to write.
+    def __init__(self, dirpath: str | None = None, form: Form = "merged") -> None:
+        """Choose where and what to write.
 
         Args:
             dirpath: folder of the final policy; none = ``huggingface`` in the run's folder.
+            form: merged = a model that stands alone; adapter = the LoRA adapter, to be loaded on top of its base.
         """
         self.dirpath = dirpath
+        self.form = form
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse an adapter's export where none is trained, before hours are spent.
+
+        Raises:
+            UserError: with the alternative.
+        """
+        if self.form == "adapter" and isinstance(pl_module, LanguageModule) and pl_module.policy_config.lora is None:
+            raise UserError("HuggingFaceExport.form adapter: none is trained; set model.policy.lora, or form: merged")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export, unless the fit was interrupted or only a trial (fast_dev_run)."""
@@ -36,23 +49,31 @@ class HuggingFaceExport(Callback):
         if trainer.interrupted or getattr(trainer, "fast_dev_run", False):
             return
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "huggingface")
-        export_policy(pl_module.actor, pl_module.tokenizer, folder, with_critic=pl_module.trains_critic)
+        self._export(pl_module, folder)
         rank_zero_info(f"exported the final policy to {folder}")
         best = _best_checkpoint(trainer)
         if best:
             self._export_best(pl_module, best, folder.with_name(folder.name + "-best"))
 
+    def _export(self, module: LanguageModule, folder: Path) -> None:
+        export_policy(
+            module.actor,
+            module.tokenizer,
+            folder,
+            with_critic=module.trains_critic,
+            form=self.form,
+            policy=module.policy_config,
+        )
+
     def _export_best(self, module: LanguageModule, checkpoint: str, folder: Path) -> None:
-        final = copy.deepcopy(module.actor.state_dict())
+        adapted = module.policy_config.lora is not None
+        final = copy.deepcopy(only_trained(module, module.state_dict()) if adapted else module.state_dict())
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        prefix = "actor."
         try:
-            module.actor.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-            )
-            export_policy(module.actor, module.tokenizer, folder, with_critic=module.trains_critic)
+            module.load_state_dict(weights, strict=not adapted)
+            self._export(module, folder)
         finally:
-            module.actor.load_state_dict(final)
+            module.load_state_dict(final, strict=not adapted)
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")
 
 

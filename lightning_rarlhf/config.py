@@ -36,7 +36,25 @@ PolicyDType = Literal["float32", "bfloat16"]
 """float16 overflows in sampling: probabilities are NaN within an iteration"""
 RankBy = Literal["return", "lambda_return", "score"]
 Ties = Literal["exact", "keep"]
+Quantization = Literal["8bit", "4bit"]
 ControllerKL = Literal["kept_mean", "all_mean", "kept_sum_over_batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021): W stays, W + (α / r) B A is used, and only A and B are trained, in float32.
+
+    There is no dropout, as nowhere else in this library, and no trained bias: the reference is the same network with
+    its adapters off, and a bias would have moved.
+    """
+
+    r: PositiveInt = 16
+    """rank of each adapter (paper: 16)"""
+    alpha: PositiveInt = 16
+    """α; the adapter's output is scaled by α / r (paper: 16)"""
+    target_modules: list[str] | None = None
+    """ends of the names of the layers that get an adapter (q_proj, ...), or all-linear; none = the architecture's usual
+    ones: q_proj and v_proj for GPT-J (paper), Llama and Qwen, c_attn for GPT-2"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +62,15 @@ class PolicyConfig:
     """The language model that is trained."""
 
     pretrained: str = "gpt2"
-    """hub id, or folder written by `save_pretrained`"""
+    """hub id, or folder written by `save_pretrained`; a folder that holds a LoRA adapter is loaded with its base"""
     revision: str | None = None
     """commit, tag or branch on the hub; none = its main branch"""
+    lora: LoRAConfig | None = None
+    """train low-rank adapters instead of all weights; the reference is then the same network without them, and costs no
+    memory. {} = r 16, α 16. none = train everything"""
+    quantization: Quantization | None = None
+    """keep the linear layers' weights in 8 or 4 (nf4) bits by bitsandbytes; fit needs lora with it. The output layer
+    and the value head are never quantised"""
     dtype: PolicyDType = "float32"
     """of the weights, whatever the checkpoint's own; keep float32 for a fully trained policy, as steps of
     1e-5 vanish in bfloat16"""

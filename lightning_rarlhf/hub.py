@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from lightning_rarlhf.errors import DataError, ModelError
+
+ADAPTER_FILE = "adapter_config.json"
+"""In a folder without ``config.json``: what peft writes of an adapter, with the name of its base model."""
 
 _TIMEOUT = 10.0  # seconds; the hub's own client would retry for most of a minute
 
@@ -17,7 +21,7 @@ def require_model(name: str, revision: str | None = None) -> None:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() and not (folder / ADAPTER_FILE).is_file():
             raise ModelError(f"{name}: the folder holds no config.json; give a folder written by save_pretrained")
         return
     if folder.exists():
@@ -29,6 +33,27 @@ def require_model(name: str, revision: str | None = None) -> None:
         raise ModelError(
             f"model {name!r}: {reason}; give a reachable hub id or a local folder written by save_pretrained"
         )
+
+
+def base_of_adapter(name: str, revision: str | None = None) -> str | None:
+    """The base model's name if `name` is a folder or hub id of a peft adapter; None if it is a model of its own.
+
+    Raises:
+        ModelError: an adapter that does not say what it was trained on.
+    """
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        found = None if (folder / "config.json").is_file() else str(folder / ADAPTER_FILE)
+    else:
+        found = find_adapter_config_file(name, revision=revision)
+    if found is None or not Path(found).is_file():
+        return None
+    base = json.loads(Path(found).read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{name}: its {ADAPTER_FILE} names no base model; set base_model_name_or_path there")
+    return str(base)
 
 
 def require_reachable_dataset(repo_id: str, revision: str | None = None) -> None:

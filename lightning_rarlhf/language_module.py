@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -20,16 +22,19 @@ from lightning_rarlhf.evaluation import report
 from lightning_rarlhf.generations import Completions, GenerationWriter, read_rows
 from lightning_rarlhf.guarded_module import GuardedModule
 from lightning_rarlhf.hub import require_model
+from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.metrics import ResponseSummary, ScoreSummary
 from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
-from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel
+from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
 from lightning_rarlhf.policy_loading import end_of_text_ids, load_actor_critic, load_causal_lm
+from lightning_rarlhf.policy_rules import require_trainable, require_workable
 from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, weights_sha256
 from lightning_rarlhf.resume import reapply_settings, settings_of
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import score
 from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, finish_reasons, require_room, sample
 from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.trained_weights import only_trained, require_trained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -49,7 +54,7 @@ class LanguageModule(GuardedModule):
     """
 
     actor: ActorCritic
-    reference: FrozenModel | None
+    reference: Reference | None
     tokenizer: Any
 
     def __init__(
@@ -71,6 +76,7 @@ class LanguageModule(GuardedModule):
         self.make_optimizer = optimizer
         self.reference = None
         self.seed: int | None = None
+        self.strict_loading = policy.lora is None  # with adapters `on_load_checkpoint` looks for what was trained
         self._built = False
         self._writer: GenerationWriter | None = None
 
@@ -80,6 +86,7 @@ class LanguageModule(GuardedModule):
         """Load what is frozen, on this process's device; choose the seed of all sampling."""
         _require_precision(str(self.trainer.precision))
         require_one_process(self.trainer.world_size)
+        self.require_workable(self.trainer)
         if self.seed is None:
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         if stage in ("fit", "validate") and not self.trains_with_reward:
@@ -92,6 +99,19 @@ class LanguageModule(GuardedModule):
             judge.load(device)
         if stage == "test" and self.evaluation.perplexity_judge is not None:
             require_model(self.evaluation.perplexity_judge)  # it is loaded at the very end, too late to find it missing
+
+    def require_workable(self, trainer: pl.Trainer) -> None:
+        """Refuse settings of the policy that this trainer cannot work with; cheap, so that it can be asked early.
+
+        Raises:
+            ModelError: the reason, and what to set instead.
+        """
+        require_workable(
+            self.policy_config,
+            fits=trainer.state.fn == "fit",
+            shards=isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy),
+            device=trainer.strategy.root_device.type,
+        )
 
     @property
     def trains_with_reward(self) -> bool:
@@ -113,20 +133,26 @@ class LanguageModule(GuardedModule):
         if self._built:
             return
         self.tokenizer = load_tokenizer(self.policy_config.pretrained, self.policy_config.revision)
-        self.actor = load_actor_critic(self.policy_config, self.tokenizer)
+        self.actor = load_actor_critic(self.policy_config, self.tokenizer, self.trainer.strategy.root_device)
+        if self.trainer.state.fn == "fit":
+            require_trainable(self.policy_config, quantized=bool(getattr(self.actor.lm, "is_quantized", False)))
         if self.trains_with_reward or self.trainer.state.fn in ("test", "predict"):
             self.reference = self._load_reference()
         self._built = True
 
-    def _load_reference(self) -> FrozenModel:
+    def _load_reference(self) -> Reference:
         """The starting policy, unless another is named: KL is then 0 at iteration 0."""
+        if self.policy_config.lora is not None and self.reference_name in (None, self.policy_config.pretrained):
+            return WithoutAdapter(self.actor)
+        device = self.trainer.strategy.root_device
         config = PolicyConfig(
             pretrained=self.reference_name or self.policy_config.pretrained,
             revision=None if self.reference_name else self.policy_config.revision,
+            quantization=self.policy_config.quantization,
             dtype=self.policy_config.dtype,
             attn_implementation=self.policy_config.attn_implementation,
         )
-        lm = load_causal_lm(config)
+        lm = load_causal_lm(config, device)
         if lm.config.get_text_config().vocab_size != self.actor.lm.config.get_text_config().vocab_size:
             raise UserError(
                 f"reference {config.pretrained} has {lm.config.get_text_config().vocab_size} tokens, the policy "
@@ -134,7 +160,7 @@ class LanguageModule(GuardedModule):
                 "KL needs one vocabulary; name a reference of the policy's family"
             )
         model = LanguageModel(lm, end_of_text_ids(lm, self.tokenizer))
-        return FrozenModel(model).to(self.trainer.strategy.root_device)
+        return FrozenModel(model).to(device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer that the configuration names, over what is trained."""
@@ -328,8 +354,14 @@ class LanguageModule(GuardedModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the sampling seed: a resumed run continues its own random numbers, whatever the command line says."""
+        """Keep the sampling seed: a resumed run continues its own random numbers, whatever the command line says.
+
+        With adapters, the frozen weights below them stay out; from the policy's settings they can be found again.
+        """
         super().on_save_checkpoint(checkpoint)
+        if self.policy_config.lora is not None:
+            checkpoint["state_dict"] = only_trained(self, checkpoint["state_dict"])
+        checkpoint["policy"] = asdict(self.policy_config)
         checkpoint["sampling_seed"] = self.seed
         checkpoint["module"] = type(self).__name__
 
@@ -337,7 +369,8 @@ class LanguageModule(GuardedModule):
         """Take the sampling seed up again.
 
         Raises:
-            UserError: `fit` is to go on from another module's checkpoint, whose optimizer is not this one's.
+            UserError: `fit` is to go on from another module's checkpoint, whose optimizer is not this one's, or its
+                weights are not those of this policy.
         """
         made_by = checkpoint.get("module")
         if self.trainer.state.fn == "fit" and made_by != type(self).__name__:
@@ -346,6 +379,8 @@ class LanguageModule(GuardedModule):
                 "the exported folder: --model.policy.pretrained RUN/huggingface"
             )
         super().on_load_checkpoint(checkpoint)
+        if "state_dict" in checkpoint:
+            require_trained(self, checkpoint["state_dict"], adapted=self.policy_config.lora is not None)
         if checkpoint["sampling_seed"] != self.seed:
             rank_zero_info(f"the run goes on with its own seed, {checkpoint['sampling_seed']}, not {self.seed}")
         self.seed = checkpoint["sampling_seed"]

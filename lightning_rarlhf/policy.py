@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +142,14 @@ class ActorCritic(LanguageModel):
     def _values(self, hidden: Tensor) -> Tensor:
         values: Tensor = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
         return values.float()
+
+
+class Reference(Protocol):
+    """The frozen distribution that KL is measured against."""
+
+    def response_logprobs(self, samples: Samples, sampling: SamplingConfig) -> Tensor:
+        """log π_ref(a_t | s_t) of every response token; f32 [B, T], without gradient."""
+        ...
 
 
 class FrozenModel:

@@ -3,47 +3,96 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.hub import require_model
+from lightning_rarlhf.hub import base_of_adapter, require_model
+from lightning_rarlhf.lora import START, add_adapter
 from lightning_rarlhf.policy import ActorCritic
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 """Written beside an exported policy; a folder that has it starts with this critic."""
 
 
-def load_causal_lm(config: PolicyConfig) -> PreTrainedModel:
-    """Load any `AutoModelForCausalLM` by hub id or folder, in the dtype asked for.
+def load_causal_lm(config: PolicyConfig, device: torch.device | None = None) -> PreTrainedModel:
+    """The network that `config` starts from: any `AutoModelForCausalLM` by hub id or folder, in the dtype asked for.
+
+    A peft adapter is loaded with its base and merged into it; into quantised weights it cannot be merged without loss,
+    so it stays a frozen adapter beside them.
+
+    Args:
+        config: what to load; `lora` is for `load_actor_critic`.
+        device: where quantised weights are made (they cannot always be moved afterwards); none = the CPU.
 
     Raises:
         ModelError: nothing there, or not a causal language model.
     """
+    require_model(config.pretrained, config.revision)
+    base = base_of_adapter(config.pretrained, config.revision)
+    if base is None:
+        lm = _from_pretrained(config.pretrained, config.revision, config, device)
+    else:
+        require_model(base)
+        lm = _with_adapter(_from_pretrained(base, None, config, device), config)
+    if config.gradient_checkpointing:
+        lm.activation_checkpointing_enable()
+    return lm
+
+
+def _from_pretrained(
+    name: str, revision: str | None, config: PolicyConfig, device: torch.device | None
+) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    require_model(config.pretrained, config.revision)
-    options = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+    options: dict[str, Any] = {}
+    if config.attn_implementation is not None:
+        options["attn_implementation"] = config.attn_implementation
+    if config.quantization is not None:
+        options["quantization_config"] = _quantization(config)
+        options["device_map"] = {"": device or torch.device("cpu")}
     try:
         lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            config.pretrained,
-            revision=config.revision,
-            dtype=getattr(torch, config.dtype),
-            **options,
+            name, revision=revision, dtype=getattr(torch, config.dtype), **options
         )
     except (OSError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{config.pretrained}: not a causal language model that transformers can load ({line})"
-        ) from error
-    if config.gradient_checkpointing:
-        lm.activation_checkpointing_enable()
+        raise ModelError(f"{name}: not a causal language model that transformers can load ({line})") from error
+    return lm
+
+
+def _quantization(config: PolicyConfig) -> BitsAndBytesConfig:
+    """Weights are multiplied in `config.dtype`; transformers leaves the output layer alone."""
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+    )
+
+
+def _with_adapter(lm: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel:
+    """`lm` with the adapter of the folder or hub id `config.pretrained`: merged, or frozen beside quantised weights."""
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(lm, config.pretrained, adapter_name=START, revision=config.revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ModelError(f"{config.pretrained}: not an adapter that fits its base model ({line})") from error
+    if config.quantization is None:
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+        return merged
     return lm
 
 
@@ -65,11 +114,24 @@ def end_of_text_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     return sorted({int(tokenizer.eos_token_id), *known})
 
 
-def load_actor_critic(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase) -> ActorCritic:
-    """The policy of `config` with its critic: the one saved beside it if there is one, a new one otherwise."""
+def load_actor_critic(
+    config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device | None = None
+) -> ActorCritic:
+    """The policy of `config` with its critic: the one saved beside it if there is one, a new one otherwise.
+
+    Args:
+        config: what to load, and whether to train adapters.
+        tokenizer: the policy's.
+        device: where quantised weights are made; none = the CPU.
+
+    Raises:
+        ModelError: nothing there, a tokenizer that does not fit, or adapters for layers that the network does not have.
+    """
     from safetensors.torch import load_file
 
-    lm = load_causal_lm(config)
+    lm = load_causal_lm(config, device)
+    if config.lora is not None:
+        add_adapter(lm, config.lora)
     rows = embedding_rows(lm)
     if len(tokenizer) > rows:
         raise ModelError(

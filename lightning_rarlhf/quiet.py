@@ -20,6 +20,7 @@ def quiet() -> None:
     """Install the filters; what warns of a real problem still shows."""
     for remark in _REMARKS:
         warnings.filterwarnings("ignore", message=remark)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every multiplication in 8 bits
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_no_tips)
 

@@ -13,7 +13,7 @@ from lightning_rarlhf.errors import RewardError
 from lightning_rarlhf.functional.advantages import episode_returns, gae, token_rewards
 from lightning_rarlhf.functional.masked import masked_whiten
 from lightning_rarlhf.functional.risk import tail_rows, tail_size
-from lightning_rarlhf.policy import ActorCritic, FrozenModel
+from lightning_rarlhf.policy import ActorCritic, Reference
 from lightning_rarlhf.reward_models import RewardModel
 
 Sampler = Callable[[PromptBatch], Samples]
@@ -35,7 +35,7 @@ def score(reward: RewardModel, samples: Samples) -> Tensor:
 
 
 def evaluate_samples(
-    policy: ActorCritic, reference: FrozenModel, samples: Samples, scores: Tensor, sampling: SamplingConfig
+    policy: ActorCritic, reference: Reference, samples: Samples, scores: Tensor, sampling: SamplingConfig
 ) -> Rollout:
     """Add what policy, critic and reference say of the samples (steps 4 and 5 of the iteration)."""
     logprobs, values, entropy = policy.statistics(samples, sampling)
