@@ -7,6 +7,7 @@ with a trunk and a head.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,9 @@ def add_adapter(lm: PreTrainedModel, config: LoRAConfig) -> None:
         fan_in_fan_out=_stores_transposed(lm, targets),
         task_type="CAUSAL_LM",
     )
-    peft.inject_adapter_in_model(settings, lm, adapter_name=TRAINED)
+    with warnings.catch_warnings():  # a starting adapter may be there, and is meant
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        peft.inject_adapter_in_model(settings, lm, adapter_name=TRAINED)
     for layer in _layers(lm):
         layer.set_adapter([START, TRAINED])
     for name, parameter in lm.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,11 @@ def _with_adapter(lm: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel:
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(lm, config.pretrained, adapter_name=START, revision=config.revision)
+        with warnings.catch_warnings():  # peft 0.21 asks for a name that transformers 5 deprecates
+            warnings.filterwarnings(
+                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+            )
+            adapted = PeftModel.from_pretrained(lm, config.pretrained, adapter_name=START, revision=config.revision)
     except (OSError, ValueError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0]
         raise ModelError(f"{config.pretrained}: not an adapter that fits its base model ({line})") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,6 @@ def plain_model(lm: PreTrainedModel) -> PreTrainedModel:
 def _weight(lm: PreTrainedModel, plain: PreTrainedModel, name: str) -> Tensor:
     """What `plain` needs under `name`."""
     from peft.tuners.lora import LoraLayer
-    from peft.utils.integrations import dequantize_module_weight
 
     path, _, kind = name.rpartition(".")
     layer = lm.get_submodule(path)
@@ -44,11 +43,20 @@ def _weight(lm: PreTrainedModel, plain: PreTrainedModel, name: str) -> Tensor:
     if kind != "weight" or not _is_linear(base):
         found: Tensor = getattr(base, kind)
         return found
-    weight: Tensor = dequantize_module_weight(base)
+    weight = _in_numbers(base)
     for delta in _deltas(layer):
         weight = weight.float() + delta.float()
     # GPT-2 stores [in, out]; quantised, its layers are ordinary ones with [out, in]
     return weight if _is_transposed(plain.get_submodule(path)) == _is_transposed(base) else weight.T.contiguous()
+
+
+def _in_numbers(layer: Any) -> Tensor:
+    """A linear layer's weight, turned back into floating point if bitsandbytes holds it."""
+    from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
+
+    if not get_bnb_param_type(layer.weight):
+        return cast("Tensor", layer.weight)
+    return dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
 
 
 def _deltas(layer: Any) -> list[Tensor]:
