@@ -7,7 +7,15 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Raised for input that the user can mend; ``train.py`` prints its text alone, without a traceback."""
+    """Raised for input that the user can mend; ``train.py`` prints its text alone, without a traceback.
+
+    Attributes:
+        rows: 0-based rows of the batch that are at fault; empty = not known, or not a matter of rows.
+    """
+
+    def __init__(self, message: str = "", *, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 def mistake_behind(error: BaseException | None) -> UserError | None:
@@ -33,13 +41,11 @@ class NumericalError(UserError):
     """A number that is not finite where training needs one; no weight was updated with it.
 
     Attributes:
-        rows: 0-based rows of the batch that it belongs to; empty = not known.
         evidence: tensors that show it, by name, for a crash bundle.
     """
 
     def __init__(self, message: str, *, rows: Sequence[int] = (), evidence: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.rows = tuple(rows)
+        super().__init__(message, rows=rows)
         self.evidence = dict(evidence or {})
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_rarlhf.config import DType, Judge
 from lightning_rarlhf.errors import ModelError, RewardError, ScoreError, first_few
 from lightning_rarlhf.hub import require_model
+from lightning_rarlhf.retries import RetryConfig, call_scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -120,20 +121,23 @@ class ClassifierReward(RewardModel):
 class CallableReward(RewardModel):
     """Any Python function ``(prompts, responses) -> scores``, by import path."""
 
-    def __init__(self, function: str) -> None:
+    def __init__(self, function: str, retry: RetryConfig = RetryConfig()) -> None:
         """Import `function`.
 
         Args:
             function: import path of the callable, such as ``my_package.my_module.my_reward``.
+            retry: what happens when it raises or hangs.
 
         Raises:
             RewardError: no such module or name, or not callable.
         """
         self.function = function
+        self.retry = retry
         self._call = _import(function)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return checked_scores(self._call(list(prompts), list(responses)), len(responses), self.function)
+        scores = call_scorer(self._call, prompts, responses, name=self.function, retry=self.retry)
+        return checked_scores(scores, len(responses), self.function)
 
     def identity(self) -> dict[str, Any]:
         return {"reward": type(self).__name__, "function": self.function}

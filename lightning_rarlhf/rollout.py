@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_rarlhf.config import PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch, PromptBatch, Rollout, Samples, TailReport
-from lightning_rarlhf.errors import RewardError
+from lightning_rarlhf.errors import RewardError, first_few
 from lightning_rarlhf.functional.advantages import episode_returns, gae, token_rewards
 from lightning_rarlhf.functional.masked import masked_whiten
 from lightning_rarlhf.functional.risk import tail_rows, tail_size
@@ -24,9 +24,15 @@ def score(reward: RewardModel, samples: Samples) -> Tensor:
     """f32 [B], the reward of each finished text, on the samples' device.
 
     Raises:
-        RewardError: the reward did not return one finite score per response.
+        RewardError: the reward did not return one finite score per response; names the prompts where it knows them.
     """
-    scores = reward(samples.batch.prompts, samples.responses)
+    try:
+        scores = reward(samples.batch.prompts, samples.responses)
+    except RewardError as error:
+        if not error.rows:
+            raise
+        prompts = first_few(samples.batch.index[list(error.rows)].tolist())
+        raise type(error)(f"{error}; their prompts in the data: {prompts}", rows=error.rows) from error
     if tuple(scores.shape) != (len(samples),):
         raise RewardError(
             f"reward {type(reward).__name__}: returned shape {list(scores.shape)}, expected [{len(samples)}]"
