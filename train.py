@@ -17,6 +17,13 @@ from datamodules import (
     TextFileDataModule,
 )
 from lightning_rarlhf.cli import TrainCLI
+from lightning_rarlhf.decoding.best_of_k import BestOfK
+from lightning_rarlhf.decoding.dexperts import DExperts
+from lightning_rarlhf.decoding.gedi import GeDi
+from lightning_rarlhf.decoding.plain import Plain
+from lightning_rarlhf.decoding.prompted import Prompted
+from lightning_rarlhf.decoding.self_debias import SelfDebias
+from lightning_rarlhf.decoding_module import DecodingModule
 from lightning_rarlhf.errors import mistake_behind
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
@@ -25,17 +32,24 @@ from lightning_rarlhf.sft_module import SFTModule
 
 # What a YAML file may name without its module's path.
 __all__ = [
+    "BestOfK",
     "CallableReward",
     "ClassifierReward",
+    "DExperts",
+    "DecodingModule",
     "DriftAlarm",
+    "GeDi",
     "HuggingFaceExport",
     "IMDBDataModule",
     "JigsawDataModule",
+    "Plain",
     "PromptPerplexity",
+    "Prompted",
     "RealToxicityPromptsDataModule",
     "RiskAversePPOModule",
     "RiskSchedule",
     "SFTModule",
+    "SelfDebias",
     "SyntheticDataModule",
     "TextFileDataModule",
 ]

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from datamodules.rows import Columns, fingerprint
+from lightning_rarlhf.tokenizer import opening_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,15 +66,6 @@ def tokenize_texts(
 
     features = Features({"input_ids": List(Value("int32")), "length": Value("int32")})
     return _map(_text_columns, rows, tokenizer, {"tokens": tokens, "ends": ends}, features, f"Tokenizing {split} texts")
-
-
-def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that the tokenizer puts before every text of its own accord: none for GPT-2, BOS for Llama."""
-    probe = "a"
-    bare = _encode(tokenizer, [probe], 8)[0]
-    dressed = list(tokenizer(probe)["input_ids"])
-    starts = [at for at in range(len(dressed)) if dressed[at : at + len(bare)] == bare]
-    return dressed[: starts[0]] if starts and bare else []
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -41,5 +41,14 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that the tokenizer puts before every text of its own accord: none for GPT-2, BOS for Llama."""
+    probe = "a"
+    bare = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+    dressed = list(tokenizer(probe)["input_ids"])
+    starts = [at for at in range(len(dressed)) if dressed[at : at + len(bare)] == bare]
+    return dressed[: starts[0]] if starts and bare else []
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

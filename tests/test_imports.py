@@ -67,6 +67,7 @@ PLACES = (
     Place("lightning_rarlhf/guards.py", 2, ("lightning_rarlhf/distributed.py",)),
     Place("lightning_rarlhf/crash_bundle.py", 2),
     Place("lightning_rarlhf/ppo_update.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/guards.py")),
+    Place("lightning_rarlhf/decoding/", 2, ("lightning_rarlhf/decoding/",)),
     Place("lightning_rarlhf/metrics.py", 2),
     Place("lightning_rarlhf/perplexity.py", 2),
     Place("lightning_rarlhf/generations.py", 2, ("lightning_rarlhf/metrics.py",)),
@@ -103,6 +104,7 @@ PLACES = (
         ),
     ),
     Place("lightning_rarlhf/sft_module.py", 3, ("lightning_rarlhf/language_module.py",)),
+    Place("lightning_rarlhf/decoding_module.py", 3, ("lightning_rarlhf/language_module.py",)),
     Place("callbacks/", 3, ("callbacks/", "lightning_rarlhf/language_module.py")),
     Place("datamodules/", 3, ("datamodules/",)),
     # 4: knows everybody

@@ -54,3 +54,25 @@ def last_token_index(mask: Tensor) -> Tensor:
     """
     trailing = (mask.long().flip(-1).cumsum(dim=-1) == 0).sum(dim=-1)
     return (mask.shape[-1] - 1 - trailing).clamp(min=0)
+
+
+def pad_right(rows: Tensor, width: int, value: float) -> Tensor:
+    """Append columns of `value` to [B, n] until it is [B, width].
+
+    >>> pad_right(torch.tensor([[5, 6]]), 3, 0).tolist()
+    [[5, 6, 0]]
+    """
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=value)
+
+
+def previous_column(mask: Tensor) -> Tensor:
+    """Column of the counted token before each column, i64 [B, S]; 0 where there is none.
+
+    Args:
+        mask: bool [B, S]; True = counts.
+
+    >>> previous_column(torch.tensor([[True, True, False, True, True]])).tolist()
+    [[0, 0, 1, 1, 3]]
+    """
+    columns = torch.arange(mask.shape[1], device=mask.device) * mask
+    return torch.nn.functional.pad(columns.cummax(dim=1).values[:, :-1], (1, 0))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from datamodules.tokenization import opening_ids, tokenize_prompts, tokenize_texts, tokenizer_hash
-from lightning_rarlhf.tokenizer import load_tokenizer
+from datamodules.tokenization import tokenize_prompts, tokenize_texts, tokenizer_hash
+from lightning_rarlhf.tokenizer import load_tokenizer, opening_ids
 from tests.datamodules.data_files import text, write_csv
 
 

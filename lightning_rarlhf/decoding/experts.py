@@ -1,0 +1,41 @@
+"""Loads the other networks of a decoding method, and refuses those that do not speak the policy's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lightning_rarlhf.decoding.method import Host
+from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.policy import LanguageModel
+from lightning_rarlhf.policy_loading import end_of_text_ids, load_causal_lm
+from lightning_rarlhf.tokenizer import load_tokenizer
+
+
+def load_expert(name: str, role: str, host: Host) -> LanguageModel:
+    """The frozen language model `name`, on the policy's device and in its dtype.
+
+    Args:
+        name: hub id or folder.
+        role: what the method calls it, for messages.
+        host: whose vocabulary it must share, token for token.
+
+    Raises:
+        ModelError: nothing there, or another vocabulary.
+    """
+    theirs, ours = load_tokenizer(name).get_vocab(), host.tokenizer.get_vocab()
+    if theirs != ours:
+        differing = sorted(set(theirs.items()) ^ set(ours.items()), key=lambda item: item[1])
+        raise ModelError(
+            f"{role} {name}: its tokenizer has {len(theirs)} tokens, that of the policy {host.config.pretrained} "
+            f"{len(ours)}, and they differ, first at {differing[0][0]!r} (id {differing[0][1]}); give a model of the "
+            "policy's family"
+        )
+    lm = load_causal_lm(replace(host.config, pretrained=name, revision=None, lora=None), host.device)
+    rows, own = (int(each.config.get_text_config().vocab_size) for each in (lm, host.policy.lm))
+    if rows != own:
+        raise ModelError(
+            f"{role} {name}: has logits for {rows} tokens, the policy {host.config.pretrained} for {own}; give a model "
+            "of the policy's family"
+        )
+    model = LanguageModel(lm, end_of_text_ids(lm, host.tokenizer))
+    return model.requires_grad_(False).to(host.device)

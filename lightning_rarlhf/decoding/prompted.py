@@ -1,0 +1,52 @@
+"""Prompting: ask for what is wanted before the prompt (the cheapest baseline of the paper's reviews)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lightning_rarlhf.decoding.method import Host, StepwiseMethod
+from lightning_rarlhf.decoding.prefix import Prefix, PrefixedDecoder, chat_prefix, text_prefix
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.sampling import CachedDecoder, Decoder
+
+Chat = Literal["auto", "always", "never"]
+
+
+class Prompted(StepwiseMethod):
+    """The policy continues the prompt after reading an instruction, which is no part of the text that is scored."""
+
+    def __init__(self, instruction: str, separator: str = "\n", chat: Chat = "auto") -> None:
+        """Remember the instruction.
+
+        Args:
+            instruction: what to ask for (paper: "Generate positive sentiment", "Generate non-toxic text").
+            separator: stands between instruction and prompt where no chat template is used.
+            chat: put the instruction into the tokenizer's chat template, and the prompt at the beginning of the answer:
+                auto = where the tokenizer has a template, always = refuse a tokenizer without one, or never.
+        """
+        super().__init__()
+        if not instruction.strip():
+            raise UserError("method.instruction is empty; say what to ask for, or use the method Plain")
+        self.instruction, self.separator, self.chat = instruction, separator, chat
+        self._prefix = Prefix([], opening=0)
+
+    def load(self, host: Host) -> None:
+        super().load(host)
+        if self.chat == "always" or (self.chat == "auto" and host.tokenizer.chat_template is not None):
+            self._prefix = chat_prefix(host.tokenizer, host.config.pretrained, self.instruction)
+        else:
+            self._prefix = text_prefix(host.tokenizer, self.instruction + self.separator)
+
+    @property
+    def forward_passes_per_token(self) -> float:
+        return 1.0
+
+    @property
+    def prefix_tokens(self) -> int:
+        return len(self._prefix)
+
+    def decoder(self) -> Decoder:
+        return PrefixedDecoder(CachedDecoder(self.host.policy), self._prefix)
+
+    def settings(self) -> dict[str, Any]:
+        return {"instruction": self.instruction, "separator": self.separator, "chat": self.chat}

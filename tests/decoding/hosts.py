@@ -1,0 +1,53 @@
+"""A tiny policy that decoding methods draw from, and prompts for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lightning_rarlhf.config import PolicyConfig, SamplingConfig
+from lightning_rarlhf.data_types import Samples
+from lightning_rarlhf.decoding.method import DecodingMethod, Host
+from lightning_rarlhf.policy_loading import load_actor_critic
+from lightning_rarlhf.sampling import SamplingSeed
+from lightning_rarlhf.tokenizer import load_tokenizer
+from tests.test_sampling import PROMPTS, batch_of
+from tests.tiny_models import causal_lm, save_tokenizer
+
+SEED = SamplingSeed(base=5)
+
+
+def length_score(samples: Samples) -> torch.Tensor:
+    """Any number that differs from response to response."""
+    return torch.tensor([float(sum(map(ord, text)) % 97) for text in samples.responses])
+
+
+def host_of(folder: Path, **sampling: float) -> Host:
+    tokenizer = load_tokenizer(str(folder))
+    config = PolicyConfig(pretrained=str(folder))
+    return Host(
+        policy=load_actor_critic(config, tokenizer),
+        tokenizer=tokenizer,
+        config=config,
+        sampling=SamplingConfig(**{"max_new_tokens": 8, **sampling}),
+        device=torch.device("cpu"),
+        score=length_score,
+    )
+
+
+def drawn(method: DecodingMethod, host: Host, draw: int = 0, prompts: list[list[int]] = PROMPTS) -> Samples:
+    method.load(host)
+    return method.draw(batch_of(prompts), SamplingSeed(base=5, draw=draw))
+
+
+def save_expert(folder: Path, seed: int, family: str = "gpt2") -> Path:
+    """A model of the policy's vocabulary with weights of its own."""
+    model = causal_lm(family)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder

@@ -1,0 +1,149 @@
+"""`test` of decoding methods by the command line: the same files as for any method, and what each one costs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import train
+from lightning_rarlhf.functional.decoding import best_of_k_kl
+from tests.datamodules.data_files import jigsaw_rows, write_csv
+from tests.decoding.hosts import save_expert
+from tests.test_configs import QUIET, ROOT
+from tests.tiny_models import save_classifier, save_policy
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+CONFIGS = ROOT / "configs"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("decoding")
+    save_policy(root / "policy", context=64)
+    save_classifier(root / "reward")
+    save_expert(root / "expert", 0)
+    save_expert(root / "anti", 1)
+    save_policy(root / "other", pad="<another pad>")
+    (root / "data").mkdir()
+    write_csv(root / "data" / "train.csv", jigsaw_rows(60, 30))
+    write_csv(root / "data" / "test.csv", jigsaw_rows(20, 20, start=1000))
+    return root
+
+
+def run(world: Path, folder: Path, *arguments: str, command: str = "test") -> None:
+    train.main(
+        [
+            *(command, "--config", str(CONFIGS / "jigsaw.yaml"), *QUIET),
+            *("--model", "DecodingModule", "--model.policy.pretrained", str(world / "policy")),
+            *("--model.reward.pretrained", str(world / "reward"), "--trainer.callbacks", "[]"),
+            *(
+                "--data.path",
+                str(world / "data"),
+                "--data.progress",
+                "false",
+                "--data.val_size",
+                "0",
+                "--data.batch_size",
+                "8",
+            ),
+            *("--model.evaluation.resamples", "50", "--model.sampling.max_new_tokens", "6"),
+            *("--trainer.default_root_dir", str(folder), *arguments),
+        ]
+    )
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+
+
+def test_every_method_fills_the_same_files(world, tmp_path, capsys):
+    methods = {
+        "plain": [],
+        "prompted": ["--model.method", "Prompted", "--model.method.instruction", "a very kind film"],
+        "dexperts": [
+            *("--model.method", "DExperts", "--model.method.expert", str(world / "expert")),
+            *("--model.method.anti_expert", str(world / "anti")),
+        ],
+        "best": ["--model.method", "BestOfK", "--model.method.k", "4"],
+    }
+    for name, arguments in methods.items():
+        run(world, tmp_path / name, *arguments)
+    results = {name: results_of(tmp_path / name) for name in methods}
+    rows = {name: rows_of(tmp_path / name) for name in methods}
+    for name in methods:
+        assert list(results[name]) == list(results["plain"])
+        assert results[name]["metrics"].keys() == results["plain"]["metrics"].keys()
+        assert rows[name][0].keys() == rows["plain"][0].keys()
+        assert [row["prompt"] for row in rows[name]] == [row["prompt"] for row in rows["plain"]]
+        method = results[name]["method"]
+        assert method["forward_passes_per_token"] == method["measured_forward_passes_per_token"]
+    assert results["dexperts"]["method"]["name"] == "DExperts"
+    assert results["dexperts"]["method"]["forward_passes_per_token"] == 3
+    assert len(results["dexperts"]["method"]["networks_sha256"]) == 2
+    kl = {name: result["metrics"]["kl_mean"]["estimate"] for name, result in results.items()}
+    assert kl["plain"] == pytest.approx(0, abs=1e-5)  # the reference is the policy
+    assert kl["dexperts"] > 0.1
+    assert kl["best"] == pytest.approx(best_of_k_kl(4), abs=1e-5)
+    score = {name: result["metrics"]["score_mean"]["estimate"] for name, result in results.items()}
+    assert score["best"] > score["plain"]
+    assert "the most that choosing can add" in results["best"]["method"]["kl"]
+
+
+def test_predict_and_validate_draw_by_the_method(world, tmp_path):
+    run(world, tmp_path, "--model.method", "BestOfK", command="predict")
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 40
+    run(world, tmp_path, "--data.val_size", "8", command="validate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command", "complaint"),
+    [
+        ([], "fit", r"DecodingModule changes how responses are drawn and has nothing to fit; use test"),
+        (["--model.method", "BestOfK", "--model.method.k", "0"], "test", r"model\.method\.k: .*0"),
+        (["--model.method", "DExperts"], "test", r"neither model\.method\.expert nor model\.method\.anti_expert"),
+        (
+            ["--model.method", "DExperts", "--model.method.expert", "{world}/other"],
+            "test",
+            r"expert .*other: its tokenizer has 18 tokens, that of the policy .*policy 17",
+        ),
+        (
+            ["--model.method", "DExperts", "--model.method.expert", "{world}/nowhere"],
+            "test",
+            r"nowhere: no such folder",
+        ),
+        (
+            ["--model.method", "Prompted", "--model.method.instruction", "film " * 60],
+            "test",
+            r"Prompted: 61 tokens before the prompt \+ 8 prompt tokens \+ max_new_tokens=6 do not fit .* 64 tokens",
+        ),
+        (
+            ["--model.method", "Prompted", "--model.method.instruction", "film", "--model.method.chat", "always"],
+            "test",
+            r"policy: its tokenizer has no chat template; set model\.method\.chat",
+        ),
+        (
+            ["--model.method", "Prompted", "--model.method.instruction", "film", "--model.method.chat", "chatml"],
+            "test",
+            r"model\.method\.chat: .*'auto', 'always', 'never'.*chatml",
+        ),
+        (["--model.method", "Promptd"], "test", r"Promptd"),
+    ],
+)
+def test_mistakes_are_one_line(world, tmp_path, capsys, arguments, command, complaint):
+    with pytest.raises(SystemExit) as end:
+        run(world, tmp_path / "run", *(part.format(world=world) for part in arguments), command=command)
+    assert end.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+
+    assert re.search(complaint, errors[0]), errors[0]
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert not list((tmp_path / "run").glob("generations*"))
