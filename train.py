@@ -29,6 +29,7 @@ from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
 from lightning_rarlhf.sft_module import SFTModule
+from lightning_rarlhf.strategies import FSDP2Strategy
 
 # What a YAML file may name without its module's path.
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "DExperts",
     "DecodingModule",
     "DriftAlarm",
+    "FSDP2Strategy",
     "GeDi",
     "HuggingFaceExport",
     "IMDBDataModule",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.language_module import LanguageModule
-from lightning_rarlhf.trained_weights import only_trained
+from lightning_rarlhf.policy import ActorCritic
+from lightning_rarlhf.sharding import whole_checkpoint
 
 
 class HuggingFaceExport(Callback):
@@ -44,20 +45,21 @@ class HuggingFaceExport(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export, unless the fit was interrupted or only a trial (fast_dev_run)."""
-        if not isinstance(pl_module, LanguageModule) or not trainer.is_global_zero:
+        if not isinstance(pl_module, LanguageModule) or trainer.interrupted or getattr(trainer, "fast_dev_run", False):
             return
-        if trainer.interrupted or getattr(trainer, "fast_dev_run", False):
+        actor = pl_module.whole_actor()
+        if actor is None or not trainer.is_global_zero:
             return
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "huggingface")
-        self._export(pl_module, folder)
+        self._export(pl_module, actor, folder)
         rank_zero_info(f"exported the final policy to {folder}")
         best = _best_checkpoint(trainer)
         if best:
-            self._export_best(pl_module, best, folder.with_name(folder.name + "-best"))
+            self._export_best(pl_module, actor, best, folder.with_name(folder.name + "-best"))
 
-    def _export(self, module: LanguageModule, folder: Path) -> None:
+    def _export(self, module: LanguageModule, actor: ActorCritic, folder: Path) -> None:
         export_policy(
-            module.actor,
+            actor,
             module.tokenizer,
             folder,
             with_critic=module.trains_critic,
@@ -65,16 +67,26 @@ class HuggingFaceExport(Callback):
             policy=module.policy_config,
         )
 
-    def _export_best(self, module: LanguageModule, checkpoint: str, folder: Path) -> None:
-        adapted = module.policy_config.lora is not None
-        final = copy.deepcopy(only_trained(module, module.state_dict()) if adapted else module.state_dict())
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    def _export_best(self, module: LanguageModule, actor: ActorCritic, checkpoint: str, folder: Path) -> None:
+        adapted = module.policy_config.lora is not None  # the frozen weights below adapters are in no checkpoint
+        best, state = _actor_weights(Path(checkpoint)), actor.state_dict()
+        final = {name: state[name].clone() for name in best}
         try:
-            module.load_state_dict(weights, strict=not adapted)
-            self._export(module, folder)
+            actor.load_state_dict(best, strict=not adapted)
+            self._export(module, actor, folder)
         finally:
-            module.load_state_dict(final, strict=not adapted)
+            actor.load_state_dict(final, strict=not adapted)
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")
+
+
+def _actor_weights(checkpoint: Path) -> dict[str, Any]:
+    """The actor's part of a checkpoint: of a file, or of a folder of FSDP2's shards."""
+    if checkpoint.is_dir():
+        state = whole_checkpoint(checkpoint)
+    else:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    prefix = "actor."
+    return {n.removeprefix(prefix): weight for n, weight in state["state_dict"].items() if n.startswith(prefix)}
 
 
 def _best_checkpoint(trainer: pl.Trainer) -> str | None:

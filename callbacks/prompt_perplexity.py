@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 from lightning_rarlhf.data_types import PromptBatch
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.sharding import unsharded
 
 
 class PromptPerplexity(Callback):
@@ -42,9 +43,10 @@ class PromptPerplexity(Callback):
         if not isinstance(batch, PromptBatch):
             raise UserError("PromptPerplexity: the data's purpose is sft, which logs val/loss; take the callback out")
         prompts = [text for text, label in zip(batch.prompts, batch.labels.tolist(), strict=True) if label != 0]
-        found = pl_module.perplexities(prompts) if prompts else torch.empty(0)
+        with unsharded(pl_module.actor):
+            found = pl_module.perplexities(prompts) if prompts else torch.empty(0)
         self._mean.update(found[~found.isnan()].to(pl_module.device))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the mean over all processes' prompts, NaN where none has a token."""
-        pl_module.log("val/perplexity", self._mean.compute())
+        pl_module.log("val/perplexity", self._mean.compute(), sync_dist=True)

@@ -12,8 +12,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from callbacks.run_checkpoint import RunCheckpoint
 from lightning_rarlhf.cli_errors import condense
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.language_module import require_one_process
 from lightning_rarlhf.quiet import quiet
+from lightning_rarlhf.strategies import require_supported
 
 LAST = "last.ckpt"
 
@@ -84,7 +84,7 @@ class TrainCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Tell the module the full configuration, for the result files; stop before other processes are launched."""
-        require_one_process(self.trainer.world_size)
+        require_supported(self.trainer)
         self.model.config_text = self.parser.dump(self.config, skip_none=False)
 
 

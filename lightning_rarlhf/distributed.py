@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_rarlhf.data_types import PPOBatch, PromptBatch, Rollout, Samples
@@ -82,29 +81,6 @@ def dealt(minibatch: PPOBatch, part_size: int | None) -> Iterator[PPOBatch]:
     largest = -(-len(minibatch) // world_size())
     for part in rows.tensor_split(-(-largest // (part_size or largest))):
         yield minibatch.select(part) if len(part) else _weightless(minibatch)
-
-
-@contextmanager
-def unsharded(root: nn.Module) -> Iterator[None]:
-    """Hold an FSDP2 network's whole weights on every process; any other network is left as it is.
-
-    Inside, processes may run different numbers of forward passes (responses end at different lengths), which would wait
-    for each other forever on sharded weights; and `parameters()` are ordinary tensors. Gathering is one collective a
-    block, however many passes follow. Not for backward passes.
-    """
-    from torch.distributed.fsdp import FSDPModule
-
-    blocks = [module for module in root.modules() if isinstance(module, FSDPModule)]
-    for block in blocks:
-        block.set_reshard_after_forward(False, recurse=False)
-        block.unshard()
-    try:
-        yield
-    finally:
-        for block in blocks:
-            # the root keeps its weights from the forward to the backward pass, as `fully_shard` does by default
-            block.set_reshard_after_forward(block is not root, recurse=False)
-            block.reshard()
 
 
 def _shapes(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,6 +46,28 @@ class Completions:
     """f32 [B] of each held-out judge, by its name"""
 
 
+def rows_by_prompt(completions: Sequence[Completions], prompt_scores: Tensor, eos_token_ids: Tensor) -> list[list[Row]]:
+    """The rows of one batch: of each prompt its completions, in the order of the draws.
+
+    Args:
+        completions: k ≥ 1 draws for the same B prompts.
+        prompt_scores: f32 [B], reward of the prompts alone.
+        eos_token_ids: i64 [n], tokens that end a response.
+    """
+    batch = completions[0].samples.batch
+    prompts = {
+        "index": batch.index.tolist(),
+        "prompt": batch.prompts,
+        "label": batch.labels.tolist(),
+        "source_score": _finite(batch.source_scores),
+        "prompt_score": prompt_scores.tolist(),
+    }
+    draws = [_rows(_response_columns(part, eos_token_ids, draw)) for draw, part in enumerate(completions)]
+    return [
+        [prompt | response for response in responses] for prompt, *responses in zip(_rows(prompts), *draws, strict=True)
+    ]
+
+
 class GenerationWriter:
     """Streams generations to ``<file>.partial``; the file itself is replaced only when all of them are written."""
 
@@ -58,23 +80,13 @@ class GenerationWriter:
         self._file = self.partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
 
     def add(self, completions: Sequence[Completions], prompt_scores: Tensor) -> None:
-        """Write the completions of one batch of prompts; those of a prompt stand together, in the order of the draws.
+        """Write one batch; arguments as of `rows_by_prompt`."""
+        self.write(rows_by_prompt(completions, prompt_scores, self._eos_token_ids))
 
-        Args:
-            completions: k ≥ 1 draws for the same B prompts.
-            prompt_scores: f32 [B], reward of the prompts alone.
-        """
-        batch, eos = completions[0].samples.batch, self._eos_token_ids
-        prompts = {
-            "index": batch.index.tolist(),
-            "prompt": batch.prompts,
-            "label": batch.labels.tolist(),
-            "source_score": _finite(batch.source_scores),
-            "prompt_score": prompt_scores.tolist(),
-        }
-        draws = [_rows(_response_columns(part, eos, draw)) for draw, part in enumerate(completions)]
-        for prompt, *responses in zip(_rows(prompts), *draws, strict=True):
-            self._file.writelines(_line(prompt | response) for response in responses)
+    def write(self, prompts: Iterable[Sequence[Row]]) -> None:
+        """Write the rows of each prompt, as `rows_by_prompt` makes them."""
+        for rows in prompts:
+            self._file.writelines(map(_line, rows))
 
     def discard(self) -> None:
         """Leave nothing of an evaluation that failed."""

@@ -16,6 +16,7 @@ from lightning_rarlhf.config import PPOConfig
 from lightning_rarlhf.data_types import Rollout
 from lightning_rarlhf.distributed import total, world_size
 from lightning_rarlhf.errors import NumericalError, first_few
+from lightning_rarlhf.sharding import whole
 
 
 class Verdict(Enum):
@@ -67,7 +68,7 @@ def _require(value: float, name: str) -> None:
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Global L2 norm of the gradients, a scalar; NaN or infinite if any gradient has such an element."""
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 def require_finite(rollout: Rollout) -> None:
@@ -77,15 +78,15 @@ def require_finite(rollout: Rollout) -> None:
         NumericalError: with the name of the first broken quantity and the numbers of the prompts it belongs to.
     """
     mask = rollout.response_mask
-    whole = {
+    fine_rows = {
         "scores": rollout.scores.isfinite(),
         **{
             name: (getattr(rollout, name).isfinite() | ~mask).all(dim=1)
             for name in ("logprobs", "ref_logprobs", "values", "entropy")
         },
     }
-    if not torch.stack(list(whole.values())).all():  # one transfer for all of them
-        name, fine = next((name, fine) for name, fine in whole.items() if not fine.all())
+    if not torch.stack(list(fine_rows.values())).all():  # one transfer for all of them
+        name, fine = next((name, fine) for name, fine in fine_rows.items() if not fine.all())
         rows = (~fine).nonzero().flatten()
         raise NumericalError(
             f"{_WORDS[name]} not finite for {len(rows)} of {len(rollout)} responses "

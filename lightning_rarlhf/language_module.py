@@ -17,9 +17,10 @@ from torchmetrics import MeanMetric
 
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples, TextBatch
+from lightning_rarlhf.distributed import gather_items, rank, world_size
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluation import report
-from lightning_rarlhf.generations import Completions, GenerationWriter, read_rows
+from lightning_rarlhf.generations import Completions, GenerationWriter, read_rows, rows_by_prompt
 from lightning_rarlhf.guarded_module import GuardedModule
 from lightning_rarlhf.hub import require_model
 from lightning_rarlhf.lora import WithoutAdapter
@@ -33,6 +34,8 @@ from lightning_rarlhf.resume import reapply_settings, settings_of
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import score
 from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, finish_reasons, require_room, sample
+from lightning_rarlhf.sharding import unsharded, whole_state
+from lightning_rarlhf.strategies import divide, require_same_seed, require_supported
 from lightning_rarlhf.tokenizer import load_tokenizer
 from lightning_rarlhf.trained_weights import only_trained, require_trained
 
@@ -85,10 +88,11 @@ class LanguageModule(GuardedModule):
     def setup(self, stage: str) -> None:
         """Load what is frozen, on this process's device; choose the seed of all sampling."""
         _require_precision(str(self.trainer.precision))
-        require_one_process(self.trainer.world_size)
+        require_supported(self.trainer)
         self.require_workable(self.trainer)
         if self.seed is None:
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        require_same_seed(self.seed)
         if stage in ("fit", "validate") and not self.trains_with_reward:
             return
         device = self.trainer.strategy.root_device
@@ -138,6 +142,9 @@ class LanguageModule(GuardedModule):
             require_trainable(self.policy_config, quantized=bool(getattr(self.actor.lm, "is_quantized", False)))
         if self.trains_with_reward or self.trainer.state.fn in ("test", "predict"):
             self.reference = self._load_reference()
+        if not self.trains_critic:
+            self.actor.value_head.requires_grad_(False)  # DDP waits for the gradient of whatever requires one
+        divide(self.actor, self.trainer)
         self._built = True
 
     def _load_reference(self) -> Reference:
@@ -159,8 +166,9 @@ class LanguageModule(GuardedModule):
                 f"{self.policy_config.pretrained} {self.actor.lm.config.get_text_config().vocab_size}: "
                 "KL needs one vocabulary; name a reference of the policy's family"
             )
-        model = LanguageModel(lm, end_of_text_ids(lm, self.tokenizer))
-        return FrozenModel(model).to(device)
+        frozen = FrozenModel(LanguageModel(lm, end_of_text_ids(lm, self.tokenizer)))
+        divide(frozen.model, self.trainer)
+        return frozen.to(device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer that the configuration names, over what is trained."""
@@ -242,22 +250,25 @@ class LanguageModule(GuardedModule):
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Generate and score; the figures are logged when all prompts are in."""
-        samples = self.generate(batch, self.evaluation_seed)
+        with unsharded(self.actor):
+            samples = self.generate(batch, self.evaluation_seed)
+            kl = self._kl(samples)
         self._scores.update(self.score(samples), samples.lengths)
         stopped = [reason == "stop" for reason in finish_reasons(samples, self.actor.eos_token_ids)]
-        self._responses.update(samples.responses, torch.tensor(stopped, device=self.device), self._kl(samples))
+        self._responses.update(samples.responses, torch.tensor(stopped, device=self.device), kl)
         for name, scores in self.judge(samples).items():
             self._judged[name].update(scores.to(self.device))
 
     def on_validation_epoch_end(self) -> None:
         judged = {f"judge/{name}/score_mean": metric.compute() for name, metric in self._judged.items()}
         figures = self._scores.compute() | self._responses.compute() | judged
-        self.log_dict({f"val/{name}": value for name, value in figures.items()}, prog_bar=False)
+        # the metrics are over all processes already; averaging equal numbers changes nothing
+        self.log_dict({f"val/{name}": value for name, value in figures.items()}, prog_bar=False, sync_dist=True)
 
     # test and predict: the same files for every method
 
     def on_test_epoch_start(self) -> None:
-        self._writer = GenerationWriter(self._run_folder / GENERATIONS, self.actor.eos_token_ids)
+        self._writer = self._new_writer(GENERATIONS)
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Generate, score, and write one line a response."""
@@ -265,33 +276,46 @@ class LanguageModule(GuardedModule):
 
     def on_test_epoch_end(self) -> None:
         """Compute every number from the finished generations, print the table and write the results file."""
-        assert self._writer is not None
+        with unsharded(self.actor):
+            perplexity = self._human_perplexity()
+            if self._writer is None:
+                return
+            identity = self.result_identity()
         finished = self._writer.finish()
-        perplexity = self._human_perplexity() | self._response_perplexity(finished)
-        report(finished, self.result_identity(), self.evaluation, perplexity)
+        report(finished, identity, self.evaluation, perplexity | self._response_perplexity(finished))
 
     def on_predict_epoch_start(self) -> None:
-        self._writer = GenerationWriter(self._run_folder / PREDICTIONS, self.actor.eos_token_ids)
+        self._writer = self._new_writer(PREDICTIONS)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Generate and score for prompts of the user's own; one line a response."""
         self._write_generations(batch)
 
     def on_predict_epoch_end(self) -> None:
-        assert self._writer is not None
-        rank_zero_info(f"wrote {self._writer.close()}")
+        if self._writer is not None:
+            rank_zero_info(f"wrote {self._writer.close()}")
 
     @property
     def _run_folder(self) -> Path:
         return Path(self.trainer.default_root_dir)
 
+    def _new_writer(self, name: str) -> GenerationWriter | None:
+        """Process 0 writes for all."""
+        if not self.trainer.is_global_zero:
+            return None
+        return GenerationWriter(self._run_folder / name, self.actor.eos_token_ids)
+
     def _write_generations(self, batch: PromptBatch) -> None:
-        assert self._writer is not None
         try:
-            draws = [self._complete(batch, draw) for draw in range(self.evaluation.completions)]
-            self._writer.add(draws, self._prompt_scores(batch))
+            with unsharded(self.actor):
+                draws = [self._complete(batch, draw) for draw in range(self.evaluation.completions)]
+            own = rows_by_prompt(draws, self._prompt_scores(batch), self.actor.eos_token_ids)
+            prompts = gather_items(own)
+            if self._writer is not None:
+                self._writer.write(prompts)
         except BaseException:
-            self._writer.discard()
+            if self._writer is not None:
+                self._writer.discard()
             raise
 
     def _complete(self, batch: PromptBatch, draw: int) -> Completions:
@@ -309,7 +333,9 @@ class LanguageModule(GuardedModule):
         human_texts = getattr(getattr(self.trainer, "datamodule", None), "human_texts", None)
         if human_texts is None or self.evaluation.perplexity_texts == 0:
             return {}
-        return {"perplexity": self.perplexities(human_texts()[: self.evaluation.perplexity_texts]).double().numpy()}
+        texts = human_texts()[: self.evaluation.perplexity_texts]
+        own = self.perplexities(texts[rank() :: world_size()])
+        return {"perplexity": torch.tensor(gather_items(own.tolist()), dtype=torch.float64).numpy()}
 
     def _response_perplexity(self, finished: Path) -> dict[str, NDArray[np.float64]]:
         """Of the responses just written, [n, k], under the judge that the configuration names."""
@@ -351,6 +377,17 @@ class LanguageModule(GuardedModule):
             "config": self.config_text,
         }
 
+    def whole_actor(self) -> ActorCritic | None:
+        """The actor with all of its weights, on process 0 where it is sharded; a copy then, on the CPU."""
+        state = whole_state(self.actor)
+        if state is None:
+            return self.actor
+        if rank() > 0:
+            return None
+        copy = load_actor_critic(self.policy_config, self.tokenizer, torch.device("cpu"))
+        copy.load_state_dict(state)
+        return copy
+
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -384,12 +421,6 @@ class LanguageModule(GuardedModule):
         if checkpoint["sampling_seed"] != self.seed:
             rank_zero_info(f"the run goes on with its own seed, {checkpoint['sampling_seed']}, not {self.seed}")
         self.seed = checkpoint["sampling_seed"]
-
-
-def require_one_process(world_size: int) -> None:
-    """Refuse several processes: each would take a tail of its own episodes, which is another method."""
-    if world_size > 1:
-        raise UserError(f"this version runs in one process, got {world_size}; give --trainer.devices 1")
 
 
 def _require_precision(precision: str) -> None:

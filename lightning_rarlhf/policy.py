@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_PLAIN = SamplingConfig()  # temperature 1, no filter: the log-probabilities of maximum likelihood
+
+
 class LanguageModel(nn.Module):
     """A causal language model cut in two, trunk and head, so that logits are made for response tokens only.
 
@@ -83,6 +86,11 @@ class LanguageModel(nn.Module):
         width = samples.response_mask.shape[1]
         hidden = self.before_responses(samples.sequences, samples.attention_mask, width)
         return token_logprobs(hidden, samples.sequences[:, -width:], self.head, sampling, self.eos_token_ids)
+
+    def text_logprobs(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """log π(x_t | x_<t), temperature 1 and no filter, of every token but each text's first; f32 [B, S − 1]."""
+        hidden = self.trunk(input_ids, attention_mask)[:, :-1]
+        return token_logprobs(hidden, input_ids[:, 1:], self.head, _PLAIN, self.eos_token_ids)
 
 
 class PolicyOutput(NamedTuple):

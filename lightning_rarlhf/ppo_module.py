@@ -24,6 +24,7 @@ from lightning_rarlhf.ppo_updater import PPOUpdater
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import evaluate_samples, prepare_ppo_batch
 from lightning_rarlhf.sampling import SamplingSeed
+from lightning_rarlhf.sharding import unsharded
 from lightning_rarlhf.stopwatch import Stopwatch
 
 _GUARDS = ("dropped_minibatches", "kl_stopped")
@@ -80,15 +81,8 @@ class RiskAversePPOModule(LanguageModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """One iteration of Algorithm 1; returns the rollout, the kept rows and the update's figures for callbacks."""
         clock = Stopwatch(self.device)
-        with self.agreeing(), clock("rollout"):
-            samples = self.generate(batch, SamplingSeed(base=self.run_seed, iteration=self.iteration))
-        with self.agreeing(), clock("score"):
-            scores = self.score(samples)
-        with clock("rollout"):
-            assert self.reference is not None
-            own = evaluate_samples(self.actor, self.reference, samples, scores, self.sampling)
-            self.rollout = rollout = gather_rollout(own, self.tokenizer.pad_token_id)
-            require_finite(rollout)
+        rollout = self.roll_out(batch, clock)
+        require_finite(rollout)
         with clock("update"):
             kl_coef = self.kl_controller.value
             tail, kept, report = prepare_ppo_batch(
@@ -98,6 +92,19 @@ class RiskAversePPOModule(LanguageModule):
             self.kl_controller.update(observed_kl(rollout.kl, kept, self.kl.observe), len(rollout))
         self.log_iteration(rollout, report, stats, kl_coef, clock.seconds)
         return {"rollout": rollout, "kept": kept, "stats": stats}
+
+    def roll_out(self, batch: PromptBatch, clock: Stopwatch) -> Rollout:
+        """Sample and score this process's prompts; the episodes of all processes."""
+        assert self.reference is not None
+        with unsharded(self.actor):
+            with self.agreeing(), clock("rollout"):
+                samples = self.generate(batch, SamplingSeed(base=self.run_seed, iteration=self.iteration))
+            with self.agreeing(), clock("score"):
+                scores = self.score(samples)
+            with clock("rollout"):
+                own = evaluate_samples(self.actor, self.reference, samples, scores, self.sampling)
+        self.rollout = gather_rollout(own, self.tokenizer.pad_token_id)
+        return self.rollout
 
     @property
     def iteration(self) -> int:

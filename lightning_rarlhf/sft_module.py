@@ -11,13 +11,10 @@ from torch import Tensor
 
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
+from lightning_rarlhf.distributed import total, world_size
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.functional.logprobs import token_logprobs
-from lightning_rarlhf.functional.masked import masked_mean
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.reward_models import RewardModel
-
-_PLAIN = SamplingConfig()  # temperature 1, no filter: the log-probabilities of maximum likelihood
 
 
 class SFTModule(LanguageModule):
@@ -80,17 +77,16 @@ class SFTModule(LanguageModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        """Mean negative log-likelihood per token."""
+        """Mean negative log-likelihood per token, over all processes."""
         loss = self.loss(batch)
-        self.log("sft/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch))
-        return loss
+        self.log("sft/loss", total(loss), prog_bar=True, on_step=True, batch_size=len(batch))
+        return loss * world_size()  # DDP and FSDP average over the processes, whose shares of the loss must add up
 
     def loss(self, batch: TextBatch) -> Tensor:
-        """−mean log π(x_t | x_<t) over the tokens after each text's first, in nats."""
-        hidden = self.actor.trunk(batch.input_ids, batch.attention_mask)[:, :-1]
-        targets = batch.input_ids[:, 1:]
-        logprobs = token_logprobs(hidden, targets, self.actor.head, _PLAIN, self.actor.eos_token_ids)
-        return -masked_mean(logprobs, batch.attention_mask[:, 1:])
+        """This process's share of −mean log π(x_t | x_<t) over the tokens after each text's first, in nats."""
+        mask = batch.attention_mask[:, 1:]
+        logprobs = self.actor.text_logprobs(batch.input_ids, batch.attention_mask)
+        return -torch.where(mask, logprobs, 0.0).sum() / total(mask.sum())
 
     def on_validation_epoch_start(self) -> None:
         """Nothing to set up: Lightning averages the loss."""
@@ -98,7 +94,8 @@ class SFTModule(LanguageModule):
     def validation_step(self, batch: TextBatch | PromptBatch, batch_idx: int) -> None:
         """Mean negative log-likelihood of held-out texts."""
         if isinstance(batch, TextBatch):
-            self.log("val/loss", self.loss(batch), prog_bar=True, on_epoch=True, batch_size=len(batch), sync_dist=True)
+            loss, rows = total(self.loss(batch)), int(total(torch.tensor(len(batch), device=self.device)))
+            self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=rows, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Nothing to summarise: Lightning averages the loss."""

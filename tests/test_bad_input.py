@@ -143,7 +143,10 @@ CASES = {
         r"its tokenizer has 18 tokens, its embedding 17",
     ),
     "float16 policy": (["--model.policy.dtype", "float16"], r"policy\.dtype: .*'float32', 'bfloat16'"),
-    "several processes": (["--trainer.devices", "2"], r"runs in one process, got 2; give --trainer\.devices 1"),
+    "another strategy": (
+        ["--trainer.strategy", "ddp_spawn", "--trainer.devices", "2"],
+        r"trainer\.strategy DDPStrategy \(started by spawn\) is not supported; expected auto, ddp or fsdp2",
+    ),
     "precision": (["--trainer.precision", "16-true"], r"expected 32-true or bf16-mixed"),
     "clipping by the trainer": (["--trainer.gradient_clip_val", "1.0"], r"not supported for manual optimization"),
     "accumulation by the trainer": (

@@ -64,7 +64,8 @@ PLACES = (
     # 2: the phases of an iteration, and what is made of a run; usable from a notebook, without Lightning
     Place("lightning_rarlhf/rollout.py", 2),
     Place("lightning_rarlhf/distributed.py", 2),
-    Place("lightning_rarlhf/guards.py", 2, ("lightning_rarlhf/distributed.py",)),
+    Place("lightning_rarlhf/sharding.py", 2),
+    Place("lightning_rarlhf/guards.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/sharding.py")),
     Place("lightning_rarlhf/crash_bundle.py", 2),
     Place("lightning_rarlhf/ppo_update.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/guards.py")),
     Place("lightning_rarlhf/decoding/", 2, ("lightning_rarlhf/decoding/",)),
@@ -92,7 +93,12 @@ PLACES = (
     # 3: Lightning; data and callbacks know neither each other nor a method's module, only the modules' common base
     Place("lightning_rarlhf/cli_errors.py", 3),
     Place("lightning_rarlhf/guarded_module.py", 3),
-    Place("lightning_rarlhf/language_module.py", 3, ("lightning_rarlhf/guarded_module.py",)),
+    Place("lightning_rarlhf/strategies.py", 3),
+    Place(
+        "lightning_rarlhf/language_module.py",
+        3,
+        ("lightning_rarlhf/guarded_module.py", "lightning_rarlhf/strategies.py"),
+    ),
     Place("lightning_rarlhf/ppo_updater.py", 3),
     Place(
         "lightning_rarlhf/ppo_module.py",
