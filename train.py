@@ -26,6 +26,7 @@ from lightning_rarlhf.decoding.self_debias import SelfDebias
 from lightning_rarlhf.decoding_module import DecodingModule
 from lightning_rarlhf.errors import mistake_behind
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.plain_text import error_line
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
 from lightning_rarlhf.sft_module import SFTModule
@@ -65,7 +66,7 @@ def main(args: ArgsType = None) -> None:
         mistake = error if isinstance(error, MisconfigurationException) else mistake_behind(error)
         if mistake is None:
             raise
-        sys.stderr.write(f"error: {mistake}\n")
+        sys.stderr.write(error_line(mistake))
         raise SystemExit(2) from None
 
 

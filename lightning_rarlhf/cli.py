@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from callbacks.run_checkpoint import RunCheckpoint
 from lightning_rarlhf.cli_errors import condense
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.one_move import in_one_move
+from lightning_rarlhf.plain_text import error_line
 from lightning_rarlhf.quiet import quiet
+from lightning_rarlhf.redaction import redacted_yaml
 from lightning_rarlhf.strategies import require_supported
 
 LAST = "last.ckpt"
@@ -26,8 +29,20 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # an alternative is being tried; the caller makes the message
             super().error(message, ex)
-        sys.stderr.write(f"error: {condense(message, self)}\n")
+        sys.stderr.write(error_line(condense(message, self)))
         self.exit(2)
+
+
+class SaveRedactedConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` beside the logs, without the secrets that the command line or a file may have held."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write once, from the first process."""
+        folder = trainer.log_dir  # asked in every process: it is agreed on by all of them
+        if not self.already_saved and trainer.is_global_zero and folder is not None:
+            with in_one_move(Path(folder) / self.config_filename) as partial:
+                partial.write_text(redacted_yaml(self.parser.dump(self.config, skip_none=False)), encoding="utf-8")
+        self.already_saved = True
 
 
 class TrainCLI(LightningCLI):
@@ -46,6 +61,7 @@ class TrainCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            save_config_callback=SaveRedactedConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=OneLineParser,
             parser_kwargs={
@@ -79,13 +95,22 @@ class TrainCLI(LightningCLI):
                 "--trainer.default_root_dir"
             )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's own, without the option to run what a checkpoint pickles."""
+        return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Read checkpoints as plain numbers, texts and tensors, whatever the libraries' defaults are."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning's own method lets a checkpoint's settings override what the user says."""
 
     def after_instantiate_classes(self) -> None:
         """Tell the module the full configuration, for the result files; stop before other processes are launched."""
         require_supported(self.trainer)
-        self.model.config_text = self.parser.dump(self.config, skip_none=False)
+        self.model.config_text = redacted_yaml(self.parser.dump(self.config, skip_none=False))
 
 
 def _existing_checkpoint(asked: str, checkpoints: Path) -> str:

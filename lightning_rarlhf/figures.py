@@ -23,6 +23,7 @@ PALETTE = ("#5F6B73", "#D55E00", "#0072B2", "#009E73", "#CC79A7")
 _INK, _FAINT = "#222222", "#D9DDE0"
 _BINS = 40
 _STYLE: Any = {
+    "text.parse_math": False,  # a dollar sign in a label is one
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.edgecolor": _FAINT,

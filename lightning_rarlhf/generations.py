@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.functional.text import distinct_ngrams, repetition_rate
 from lightning_rarlhf.metrics import DISTINCT
+from lightning_rarlhf.plain_text import escaped_json
 from lightning_rarlhf.sampling import finish_reasons
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Row = dict[str, Any]
-
-_LINE_BREAKS = {number: f"\\u{number:04x}" for number in (0x85, 0x2028, 0x2029)}
-"""legal inside a JSON string, but many readers, Python's `splitlines` too, end a line at them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +185,8 @@ def _rows(columns: Mapping[str, Iterable[Any]]) -> Iterator[Row]:
 
 
 def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False).translate(_LINE_BREAKS) + "\n"
+    r"""Legible, but nothing in it acts on a terminal, or ends a line for readers that know more line ends than \n."""
+    return escaped_json(json.dumps(row, ensure_ascii=False)) + "\n"
 
 
 def _finite(values: Tensor) -> list[float | None]:

@@ -19,6 +19,7 @@ from lightning_rarlhf.crash_bundle import evidence_of, write_crash_bundle
 from lightning_rarlhf.data_types import PromptBatch, Rollout, TextBatch
 from lightning_rarlhf.errors import NumericalError
 from lightning_rarlhf.guards import agree, broken_gradients, gradient_norm, judge_gradient
+from lightning_rarlhf.plain_text import visible
 from lightning_rarlhf.redaction import redacted_yaml
 
 CRASH = "crash"
@@ -88,7 +89,7 @@ class GuardedModule(pl.LightningModule):
                 "(model.guard.max_skips)",
                 rows=error.rows,
             ) from error
-        rank_zero_warn(f"{message}; skipped")
+        rank_zero_warn(visible(f"{message}; skipped"))
 
     def log_skipped(self) -> None:
         """Write the count as a curve, where it can be other than 0."""

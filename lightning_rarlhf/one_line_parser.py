@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from lightning_rarlhf.plain_text import error_line
+
 
 class OneLineParser(argparse.ArgumentParser):
     """argparse without the usage text in front of an error."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, error_line(message))

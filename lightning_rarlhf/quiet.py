@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 
+from lightning_rarlhf.plain_text import visible
+
 _REMARKS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"Found \d+ module\(s\) in eval mode at the start of training",  # dropout is off on purpose
@@ -24,6 +26,13 @@ def quiet() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every multiplication in 8 bits
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_no_tips)
+        logging.getLogger(name).addFilter(_visible)
+
+
+def _visible(record: logging.LogRecord) -> bool:
+    """Spell out control characters: a message may name a file or a model of any name."""
+    record.msg, record.args = visible(record.getMessage()), None
+    return True
 
 
 def _no_tips(record: logging.LogRecord) -> bool:

@@ -10,10 +10,11 @@ from typing import Any
 REDACTED = "[redacted]"
 
 _SECRET_KEY = re.compile(
-    r"(?:^|[_.\-])(?:token|api_?key|access_?key|secret(?:_?key)?|password|passwd|passphrase|credentials?|authorization)$",
+    r"^token$|(?:^|[_.\-])(?:(?:hf|hub|huggingface|auth|access|api|bearer|refresh|github|wandb)[_\-]?token|api[_\-]?key"
+    r"|access[_\-]?key|private[_\-]?key|secret(?:[_\-]?key)?|password|passwd|passphrase|credentials?|authorization)$",
     re.IGNORECASE,
 )
-"""of a mapping: `hf_token` and `api_key` are secrets, `eos_token_id` and `max_new_tokens` are not"""
+"""of a mapping: `token`, `hf_token` and `api_key` are secrets, `eos_token` and `max_new_tokens` are not"""
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s:@'\"]+(?::[^/\s@'\"]*)?(?=@)")
 """`user:password` before an address's host"""
 _QUERY = re.compile(r"(?<=[?&])((?:access_?)?token|api_?key|sig(?:nature)?|X-Amz-[\w-]+|key)=[^&\s'\"]+", re.IGNORECASE)

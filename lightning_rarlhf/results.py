@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.statistics import Interval
 from lightning_rarlhf.generations import read_columns, read_rows
+from lightning_rarlhf.plain_text import name_to_show, names_to_show
 from lightning_rarlhf.results_file import GENERATIONS, RESULTS, SCHEMA_VERSION, file_sha256
 
 Array: TypeAlias = NDArray[np.float64]
@@ -82,8 +83,10 @@ def read_run(folder: Path) -> Run:
     order = np.argsort(columns["index"][:, 0], kind="stable")
     return Run(
         folder=folder,
-        identity={name: value for name, value in content.items() if name != "metrics"},
-        metrics={name: _as_interval(entry) for name, entry in content["metrics"].items() if _is_estimate(entry)},
+        identity=names_to_show({name: value for name, value in content.items() if name != "metrics"}),
+        metrics={
+            name_to_show(name): _as_interval(entry) for name, entry in content["metrics"].items() if _is_estimate(entry)
+        },
         index=columns["index"][order, 0],
         prompt_hash=hashes[order],
         columns={name: values[order] for name, values in columns.items() if name != "index"},

@@ -22,6 +22,8 @@ from torch import nn
 from lightning_rarlhf import __version__
 from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.functional.statistics import Interval
+from lightning_rarlhf.plain_text import escaped_json
+from lightning_rarlhf.redaction import redacted, redacted_text
 
 SCHEMA_VERSION = 1
 """of results.json; it rises when a key goes away or changes its meaning, not when one is added"""
@@ -58,7 +60,8 @@ def publish(finished: Path, results: Mapping[str, Any]) -> None:
     target = finished.with_name(RESULTS)
     written = target.with_name(target.name + ".partial")
     with written.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+        text = json.dumps(redacted(results), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        file.write(escaped_json(redacted_text(text)) + "\n")
         file.flush()
         os.fsync(file.fileno())
     target.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from lightning_rarlhf.certify.trials import Trials, read_trials
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_line_parser import OneLineParser
 from lightning_rarlhf.one_move import in_one_move
+from lightning_rarlhf.plain_text import error_line, one_line
 
 SCHEMA_VERSION = 1
 SHOWN, NOT_SHOWN, BAD_INPUT = 0, 1, 2
@@ -39,10 +40,10 @@ def main(args: Sequence[str] | None = None) -> int:
         claim = _claim(settings)
         return _plan(claim, settings.output) if settings.plan else _certify(claim, settings)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(error_line(error))
         return BAD_INPUT
     except Exception as error:  # the statuses 0 and 1 are verdicts; no crash may look like one
-        sys.stderr.write(f"error: {type(error).__name__}: {error}; nothing was certified, please report this\n")
+        sys.stderr.write(error_line(f"{type(error).__name__}: {error}; nothing was certified, please report this"))
         return BAD_INPUT
 
 
@@ -53,7 +54,7 @@ def _certify(claim: Claim, settings: argparse.Namespace) -> int:
         _write(settings.output, _certificate(claim, settings.score, trials, verdict))
     print(verdict.sentence)
     for note in _notes(trials):
-        sys.stderr.write(f"note: {note}\n")
+        sys.stderr.write(f"note: {one_line(note)}\n")
     return SHOWN if verdict.shown else NOT_SHOWN
 
 

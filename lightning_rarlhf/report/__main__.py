@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_line_parser import OneLineParser
+from lightning_rarlhf.plain_text import error_line, name_to_show, visible
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -26,10 +27,10 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         _report(settings)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(error_line(error))
         return 2
     except OSError as error:
-        sys.stderr.write(f"error: {error.filename or settings.output}: {error.strerror or error}\n")
+        sys.stderr.write(error_line(f"{error.filename or settings.output}: {error.strerror or error}"))
         return 2
     return 0
 
@@ -48,7 +49,7 @@ def _report(settings: argparse.Namespace) -> None:
         figures=settings.figures,
     )
     for path in assemble(request):
-        print(f"wrote {path}")
+        print(visible(f"wrote {path}"))
 
 
 def _labelled(option: str, text: str) -> tuple[str, tuple[Path, ...]]:
@@ -56,7 +57,7 @@ def _labelled(option: str, text: str) -> tuple[str, tuple[Path, ...]]:
     paths = tuple(Path(part.strip()) for part in folders.split(",") if part.strip())
     if not label.strip() or not paths:
         raise UserError(f"{option}: got {text!r}, expected LABEL=RUN or LABEL=RUN,RUN,...")
-    return label.strip(), paths
+    return name_to_show(label), paths
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.plain_text import visible
 from lightning_rarlhf.report.comparison import Comparison, compare, require_resamples
 from lightning_rarlhf.report.document import TEXTS, Report, write_report
 from lightning_rarlhf.report.figure_distribution import draw_distribution_shift
@@ -112,7 +113,7 @@ def _show(comparison: Comparison | None, matched: MatchedKL | None, remarks: Seq
     if comparison is not None:
         print_comparison(comparison)
     for line in [*remarks, *(statements(matched) if matched else [])]:
-        print(line)
+        print(visible(line))
 
 
 def _merged(methods: Sequence[Method]) -> list[Method]:

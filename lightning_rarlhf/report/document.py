@@ -12,6 +12,7 @@ import numpy as np
 
 from lightning_rarlhf.functional.statistics import LEAST_TAIL
 from lightning_rarlhf.one_move import in_one_move
+from lightning_rarlhf.plain_text import name_to_show
 from lightning_rarlhf.report.comparison import Comparison
 from lightning_rarlhf.report.matched_kl import STATISTICS, Curve, Match, MatchedKL
 from lightning_rarlhf.report.matched_kl_words import statements
@@ -147,7 +148,7 @@ def _runs_markdown(methods: Iterable[Method]) -> str:
             rows.append(
                 [
                     method.label,
-                    f"`{run.folder}`",
+                    f"`{name_to_show(str(run.folder))}`",
                     str(known.get("policy")),
                     str(data.get("name")),
                     str(known["evaluation"].get("seed")),

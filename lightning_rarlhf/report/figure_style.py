@@ -20,6 +20,7 @@ _COLOURS = (*PALETTE, "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1.2)))
 _STYLE: Any = {
+    "text.parse_math": False,  # a dollar sign in a label is one
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.edgecolor": FAINT,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.plain_text import name_to_show
 from lightning_rarlhf.results import Run
 
 _SEED_FOLDER = re.compile(r"(seed[-_=]?)?\d+|version_\d+", re.IGNORECASE)
@@ -48,7 +49,7 @@ def labels_of(folders: Sequence[Path], given: Mapping[Path, str]) -> list[str]:
         else method.name
         for method in unlabelled
     }
-    return [given.get(folder) or label[method] for folder, method in zip(folders, methods, strict=True)]
+    return [given.get(folder) or name_to_show(label[method]) for folder, method in zip(folders, methods, strict=True)]
 
 
 def group(runs: Iterable[Run], labels: Iterable[str]) -> list[Method]:
