@@ -19,8 +19,10 @@ REWARD ?=
 ARGS ?=
 SFT_ARGS ?=
 RA_ARGS ?=
+# make compare
+SEEDS ?= 1
 
-.PHONY: help quickstart test check format paper clean
+.PHONY: help quickstart test check format paper compare clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -131,3 +133,10 @@ $(SFT)/results.json: $(SFT_MODEL)/config.json | configs/$(TASK).yaml
 $(RA)/results.json: $(RA_MODEL)/config.json | configs/$(TASK).yaml
 	$(call TEST,$(RA_MODEL),$(RA))
 	$(REQUIRE)
+
+# ---- every method side by side ---------------------------------------------------------------------------------------
+# lightning_rarlhf/compare/stages.py is the table of methods.
+
+compare: $(RUN_READY) ## every method on TASK, then one report: SEEDS=3, POLICY=, DATA=, REWARD=, RUNS=, ARGS='--methods sft,rlhf'
+	$(PY) -m lightning_rarlhf.compare --task $(TASK) --seeds $(SEEDS) --policy '$(POLICY)' $(if $(DATA),--data '$(DATA)') \
+	  $(if $(REWARD),--reward '$(REWARD)') $(if $(filter file,$(origin RUNS)),,--runs '$(RUNS)') $(ARGS)

@@ -28,6 +28,7 @@ from lightning_rarlhf.errors import mistake_behind
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.plain_text import error_line
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
+from lightning_rarlhf.quark_module import QuarkModule
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
 from lightning_rarlhf.sft_module import SFTModule
 from lightning_rarlhf.strategies import FSDP2Strategy
@@ -48,6 +49,7 @@ __all__ = [
     "Plain",
     "PromptPerplexity",
     "Prompted",
+    "QuarkModule",
     "RealToxicityPromptsDataModule",
     "RiskAversePPOModule",
     "RiskSchedule",

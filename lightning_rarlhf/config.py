@@ -169,6 +169,39 @@ class GuardConfig:
     """failures of a run whose batch is written to its folder crash; 0 = none"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuarkConfig:
+    """Quark's pool and its update (Lu et al. 2022; defaults are the authors' where nothing else is said)."""
+
+    quantiles: PositiveInt = 5
+    """K, parts that the pool is sorted into by score, and reward tokens"""
+    sample_interval: PositiveInt = 4
+    """gradient steps between two explorations: those of one iteration (authors: 500, each exploration with every
+    prompt of the training set; about as many responses a step come of data.batch_size 64,000)"""
+    initial_iterations: PositiveInt = 8
+    """first iterations whose responses come from the reference, not from the policy at its best token (authors: 1,
+    with every prompt)"""
+    batch_size: PositiveInt = 128
+    """responses of the pool per gradient step, and prompts per pass of an exploration"""
+    kl_coef: NonNegativeFloat = 0.05
+    """weight of KL(π(·|token) ‖ π_ref) per token, in nats"""
+    entropy_coef: NonNegativeFloat = 0.06
+    """weight of the entropy per token, in nats"""
+    warmup: ClosedUnitInterval = 0.02
+    """share of the gradient steps over which the learning rate rises linearly; it falls linearly to 0 after that
+    (authors: 500 of 23,437 steps)"""
+    exploration_top_p: Fraction = 1.0
+    """top-p of the responses that go into the pool; those of validation, test and predict follow model.sampling"""
+    max_grad_norm: PositiveFloat | None = None
+    """clip the gradient to this global norm; none = no clipping"""
+    pool: str | None = None
+    """folder of the pool; none = quark_pool in the run's folder"""
+
+    def __post_init__(self) -> None:
+        if self.quantiles < 2:
+            raise UserError(f"quantiles={self.quantiles}: one quantile does not tell good from bad; expected 2 or more")
+
+
 class Judge(ABC):
     """What evaluation asks of a `RewardModel`; stands here so that the settings below can name it."""
 

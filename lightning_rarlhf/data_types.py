@@ -245,3 +245,28 @@ class PPOStats:
     """minibatches whose gradient was thrown away for their ratio (`max_ratio`)"""
     kl_stopped: bool
     """whether the epochs ended early (`target_kl`)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarkBatch(_Batch):
+    """Responses of the pool; prompts are padded on the left to P tokens, responses on the right to T."""
+
+    sequences: Tensor
+    """i64 [B, P + T]"""
+    attention_mask: Tensor
+    """bool [B, P + T]; True = a prompt or response token"""
+    response_mask: Tensor
+    """bool [B, T]; True = a response token"""
+    quantiles: Tensor
+    """i64 [B]; 0 = the lowest scores"""
+
+    def __post_init__(self) -> None:
+        rows, width = self.response_mask.shape
+        columns = self.sequences.shape[1]
+        _require("sequences", self.sequences, (rows, columns), torch.int64)
+        _require("attention_mask", self.attention_mask, (rows, columns), torch.bool)
+        _require("response_mask", self.response_mask, (rows, width), torch.bool)
+        _require("quantiles", self.quantiles, (rows,), torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.sequences)

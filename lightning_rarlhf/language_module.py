@@ -137,7 +137,7 @@ class LanguageModule(GuardedModule):
         if self._built:
             return
         self.tokenizer = load_tokenizer(self.policy_config.pretrained, self.policy_config.revision)
-        self.actor = load_actor_critic(self.policy_config, self.tokenizer, self.trainer.strategy.root_device)
+        self.actor = self._load_actor()
         if self.trainer.state.fn == "fit":
             require_trainable(self.policy_config, quantized=bool(getattr(self.actor.lm, "is_quantized", False)))
         if self.trains_with_reward or self.trainer.state.fn in ("test", "predict"):
@@ -146,6 +146,9 @@ class LanguageModule(GuardedModule):
             self.actor.value_head.requires_grad_(False)  # DDP waits for the gradient of whatever requires one
         divide(self.actor, self.trainer)
         self._built = True
+
+    def _load_actor(self) -> ActorCritic:
+        return load_actor_critic(self.policy_config, self.tokenizer, self.trainer.strategy.root_device)
 
     def _load_reference(self) -> Reference:
         """The starting policy, unless another is named: KL is then 0 at iteration 0."""
@@ -160,13 +163,14 @@ class LanguageModule(GuardedModule):
             attn_implementation=self.policy_config.attn_implementation,
         )
         lm = load_causal_lm(config, device)
-        if lm.config.get_text_config().vocab_size != self.actor.lm.config.get_text_config().vocab_size:
+        model = LanguageModel(lm, end_of_text_ids(lm, self.tokenizer))
+        if model.vocabulary != self.actor.vocabulary:
             raise UserError(
-                f"reference {config.pretrained} has {lm.config.get_text_config().vocab_size} tokens, the policy "
-                f"{self.policy_config.pretrained} {self.actor.lm.config.get_text_config().vocab_size}: "
+                f"reference {config.pretrained} has {model.vocabulary} tokens, the policy "
+                f"{self.policy_config.pretrained} {self.actor.vocabulary}: "
                 "KL needs one vocabulary; name a reference of the policy's family"
             )
-        frozen = FrozenModel(LanguageModel(lm, end_of_text_ids(lm, self.tokenizer)))
+        frozen = FrozenModel(model)
         divide(frozen.model, self.trainer)
         return frozen.to(device)
 

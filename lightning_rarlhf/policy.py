@@ -53,6 +53,11 @@ class LanguageModel(nn.Module):
         limit = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the logits are of."""
+        return int(self.lm.config.get_text_config().vocab_size)
+
     def train(self, mode: bool = True) -> LanguageModel:
         """Stay in eval mode, so that no dropout is ever on; checkpointed blocks alone need the flag to recompute."""
         super().train(False)

@@ -57,7 +57,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def base_of(config: str) -> list[str]:
     """The configurations that an overlay is laid over, and the overlay."""
-    names = {"rlhf": [Path(config).name, config]}.get(config.partition("/")[0], [config])
+    overlay = [Path(config).name, config]
+    names = {"rlhf": overlay, "baselines": overlay}.get(config.partition("/")[0], [config])
     if config == "quickstart/rlhf.yaml":
         names = ["quickstart/rarlhf.yaml", config]
     return [part for name in names for part in ("--config", str(ROOT / "configs" / name))]
@@ -92,7 +93,10 @@ def rewards(world: dict[str, Path], config: str) -> list[str]:
 
 
 def short_schedule(config: str) -> list[str]:
-    overlay = config.startswith(("sft/", "rlhf/")) or config in ("quickstart/sft.yaml", "quickstart/rlhf.yaml")
+    overlay = config.startswith(("sft/", "rlhf/", "baselines/")) or config in (
+        "quickstart/sft.yaml",
+        "quickstart/rlhf.yaml",
+    )
     return [] if overlay else ["--trainer.callbacks.warmup", "0", "--trainer.callbacks.rho", "0.5"]
 
 

@@ -61,6 +61,11 @@ PLACES = (
     Place("lightning_rarlhf/reward_models.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/retries.py")),
     Place("lightning_rarlhf/sampling.py", 1, ("lightning_rarlhf/policy.py",)),
     Place("lightning_rarlhf/policy_rules.py", 1),
+    Place(
+        "lightning_rarlhf/quark_policy.py",
+        1,
+        ("lightning_rarlhf/policy.py", "lightning_rarlhf/policy_loading.py", "lightning_rarlhf/sampling.py"),
+    ),
     Place("lightning_rarlhf/trained_weights.py", 1),
     # 2: the phases of an iteration, and what is made of a run; usable from a notebook, without Lightning
     Place("lightning_rarlhf/rollout.py", 2),
@@ -70,6 +75,8 @@ PLACES = (
     Place("lightning_rarlhf/crash_bundle.py", 2),
     Place("lightning_rarlhf/ppo_update.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/guards.py")),
     Place("lightning_rarlhf/decoding/", 2, ("lightning_rarlhf/decoding/",)),
+    Place("lightning_rarlhf/quark_pool.py", 2),
+    Place("lightning_rarlhf/quark_batch.py", 2, ("lightning_rarlhf/quark_pool.py",)),
     Place("lightning_rarlhf/metrics.py", 2),
     Place("lightning_rarlhf/perplexity.py", 2),
     Place("lightning_rarlhf/generations.py", 2, ("lightning_rarlhf/metrics.py",)),
@@ -110,6 +117,15 @@ PLACES = (
             "lightning_rarlhf/ppo_updater.py",
         ),
     ),
+    Place(
+        "lightning_rarlhf/quark_module.py",
+        3,
+        (
+            "lightning_rarlhf/language_module.py",
+            "lightning_rarlhf/guarded_module.py",
+            "lightning_rarlhf/ppo_updater.py",
+        ),
+    ),
     Place("lightning_rarlhf/sft_module.py", 3, ("lightning_rarlhf/language_module.py",)),
     Place("lightning_rarlhf/decoding_module.py", 3, ("lightning_rarlhf/language_module.py",)),
     Place("callbacks/", 3, ("callbacks/", "lightning_rarlhf/language_module.py")),
@@ -119,6 +135,8 @@ PLACES = (
     Place("train.py", 4, ("lightning_rarlhf/cli.py",)),
     Place("lightning_rarlhf/quickstart/__main__.py", 4, ("lightning_rarlhf/cli.py", "train.py")),
     Place("lightning_rarlhf/certify/__main__.py", 4),
+    Place("lightning_rarlhf/compare/__main__.py", 4),
+    Place("lightning_rarlhf/compare/", 2, ("lightning_rarlhf/compare/",)),
     # What the quickstart is made of stands lower than the program that runs it.
     Place("lightning_rarlhf/quickstart/", 2, ("lightning_rarlhf/quickstart/",)),
 )

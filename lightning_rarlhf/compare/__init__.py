@@ -1,0 +1,1 @@
+"""A whole comparison by one command: `python -m lightning_rarlhf.compare`."""

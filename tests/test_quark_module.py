@@ -1,0 +1,148 @@
+"""Quark through a real Trainer, on a tiny policy and a reward that counts words."""
+
+from __future__ import annotations
+
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from callbacks import HuggingFaceExport
+from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, QuarkConfig, SamplingConfig
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.quark_batch import batch_of
+from lightning_rarlhf.quark_module import QuarkModule
+from lightning_rarlhf.quark_pool import QuarkPool
+from lightning_rarlhf.reward_models import CallableReward
+from tests.test_ppo_module import Prompts, Watch
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+def module_of(folder, lr=1e-2, quark=None, **settings):
+    settings.setdefault("sampling", SamplingConfig(max_new_tokens=6, top_p=0.9))
+    return QuarkModule(
+        policy=PolicyConfig(pretrained=str(folder)),
+        reward=CallableReward("tests.test_ppo_module.goodness"),
+        quark=quark or QuarkConfig(batch_size=8, sample_interval=2, initial_iterations=2),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=lr),
+        evaluation=EvaluationConfig(tail_levels=(0.25,), perplexity_texts=0),
+        **settings,
+    )
+
+
+def trainer_of(tmp_path, steps, *callbacks, **settings):
+    return pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=100,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+        **settings,
+    )
+
+
+def fit(folder, tmp_path, steps, *callbacks, batch_size=8, ckpt_path=None, seed="0", **settings):
+    module, watch = module_of(folder, **settings), Watch()
+    trainer = trainer_of(tmp_path, steps, watch, *callbacks)
+    trainer.fit(module, datamodule=Prompts(batch_size, 50), ckpt_path=ckpt_path)
+    return module, watch, trainer
+
+
+def test_an_iteration_is_one_global_step_and_the_pool_grows_by_a_batch(policy_folder, tmp_path):
+    module, _, trainer = fit(policy_folder, tmp_path, 3)
+    assert trainer.global_step == 3
+    (optimizer,) = trainer.optimizers
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3 * 2}
+    assert len(module.pool) == 3 * 8
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_loss_is_the_sum_that_the_paper_says(policy_folder, tmp_path):
+    module, _, _ = fit(policy_folder, tmp_path, 1)
+    pool = module.pool
+    batch = batch_of(pool, torch.arange(4).numpy(), torch.tensor([0, 1, 4, 4] + [0] * 4).numpy(), 1)
+    loss, nll, kl, entropy = module.losses(batch)
+    expected = {"nll": [], "kl": [], "entropy": []}
+    for row, (prompt, response) in enumerate(pool.read(range(4))):  # row by row, with the whole networks
+        token = int(module.actor.tokens[batch.quantiles[row]])
+        words = module.actor.vocabulary
+        told = module.actor.lm(torch.tensor([[token, *prompt, *response]])).logits[0, len(prompt) : -1, :words]
+        plain = module.reference.model.lm(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        policy, reference = (torch.distributions.Categorical(logits=each) for each in (told, plain))
+        expected["nll"] += (-policy.log_prob(torch.tensor(response))).tolist()
+        expected["kl"] += torch.distributions.kl_divergence(policy, reference).tolist()
+        expected["entropy"] += policy.entropy().tolist()
+    means = {name: sum(values) / len(values) for name, values in expected.items()}
+    assert (nll.item(), kl.item(), entropy.item()) == pytest.approx(tuple(means.values()), rel=1e-4)
+    assert loss.item() == pytest.approx(means["nll"] + 0.05 * means["kl"] - 0.06 * means["entropy"], rel=1e-4)
+
+
+def test_the_first_iterations_ask_the_reference_and_later_ones_the_policy(policy_folder, tmp_path, monkeypatch):
+    asked = []
+
+    def noted(self, *args):
+        asked.append(self.trainer.global_step)
+        return _sample(self, *args)
+
+    monkeypatch.setattr(QuarkModule, "_sample", noted)
+    fit(policy_folder, tmp_path, 4)
+    assert asked == [2, 3]
+
+
+_sample = QuarkModule._sample
+
+
+def test_a_trivial_task_is_learned(policy_folder, tmp_path):
+    quark = QuarkConfig(batch_size=32, sample_interval=4, initial_iterations=3)
+    _, watch, _ = fit(policy_folder, tmp_path, 25, batch_size=32, quark=quark, lr=5e-3)
+    scores = [output["scores"].mean().item() for output in watch.outputs]
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 1
+
+
+def test_a_killed_run_goes_on_bit_by_bit(policy_folder, tmp_path):
+    """Six iterations at once; or four, of which the last one is lost in a kill after the checkpoint at three."""
+    whole, _, _ = fit(policy_folder, tmp_path / "whole", 6)
+
+    class Kill(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "three.ckpt")
+            if trainer.global_step == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(policy_folder, tmp_path / "parts", 6, Kill())
+    pool = QuarkPool(tmp_path / "parts" / "quark_pool")
+    assert (pool.folder / "index.bin").stat().st_size == 4 * 8 * 24  # one batch more than the checkpoint knows
+    module = module_of(policy_folder)
+    prompts = Prompts(8, 50)
+    skipped = prompts.train_dataloader().dataset[3:]  # its loader keeps no position
+    trainer_of(tmp_path / "parts", 6).fit(
+        module, torch.utils.data.DataLoader(skipped, batch_size=None), ckpt_path=str(tmp_path / "three.ckpt")
+    )
+    for name in ("index.bin", "tokens.i32"):
+        one, other = (tmp_path / run / "quark_pool" / name for run in ("whole", "parts"))
+        assert one.read_bytes() == other.read_bytes()
+    for one, other in zip(whole.actor.lm.parameters(), module.actor.lm.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_exported_folder_is_tested_at_its_best_token_and_needs_a_reference(policy_folder, tmp_path):
+    fit(policy_folder, tmp_path, 2, HuggingFaceExport())
+    exported = tmp_path / "huggingface"
+    with pytest.raises(UserError, match="cannot be its own reference; name the model"):
+        trainer_of(tmp_path, 1).test(module_of(exported), datamodule=Prompts(), verbose=False)
+    module = module_of(exported, reference=str(policy_folder))
+    trainer_of(tmp_path, 1).test(module, datamodule=Prompts(), verbose=False)
+    assert (tmp_path / "results.json").is_file()
+    text = (tmp_path / "generations.jsonl").read_text()
+    assert "reward_" not in text
+    assert all(math.isfinite(score) for score in module.pool.scores) if module._pool else True
