@@ -62,6 +62,8 @@ class PromptDataModule(pl.LightningDataModule, ABC):
         purpose: of training and validation: prompts = PromptBatch for generation; sft = TextBatch for supervised
             fine-tuning; test and prediction always take prompts
         sft_class: with purpose sft, the class of the texts: wanted, unwanted, or all
+        sft_codes: with purpose sft, what to put before the texts of the wanted class and of the unwanted one, for a
+            class-conditional language model (GeDi); use it with sft_class all. none = nothing
         prompt_tokens: tokens of a text that make the prompt; shorter texts are prompts whole
         text_tokens: with purpose sft, tokens after which a text is cut
         train_wanted_fraction: share of wanted-class rows in training, the scarce class used whole; none = as they come
@@ -98,6 +100,7 @@ class PromptDataModule(pl.LightningDataModule, ABC):
         revision: str | None = None,
         purpose: Purpose = "prompts",
         sft_class: SFTClass = "wanted",
+        sft_codes: tuple[str, str] | None = None,
         prompt_tokens: PositiveInt = 64,
         text_tokens: PositiveInt = 64,
         train_wanted_fraction: ClosedUnitInterval | None = None,
@@ -114,7 +117,12 @@ class PromptDataModule(pl.LightningDataModule, ABC):
         super().__init__()
         self.tokenizer_name, self.tokenizer_revision = tokenizer, tokenizer_revision
         self.path, self.revision = path, revision
-        self.purpose, self.sft_class = purpose, sft_class
+        self.purpose, self.sft_class, self.sft_codes = purpose, sft_class, sft_codes
+        if sft_codes is not None and (len(set(sft_codes)) < 2 or sft_class != "all"):
+            raise DataError(
+                f"sft_codes={list(sft_codes)} with sft_class={sft_class}: a code tells classes apart; expected two "
+                "different codes and sft_class all"
+            )
         self.prompt_tokens, self.text_tokens = prompt_tokens, text_tokens
         self.train_quota = Quota(wanted_fraction=train_wanted_fraction, size=train_size)
         self.test_quota = Quota(wanted_fraction=test_wanted_fraction, size=test_size)
@@ -238,7 +246,9 @@ class PromptDataModule(pl.LightningDataModule, ABC):
         rows, first_index = self._rows_of(split)
         tokenizer = self._load_tokenizer()
         if self._takes_texts(split):
-            tokens = tokenize_texts(rows, tokenizer, tokens=self.text_tokens, ends=self.texts_end, split=split)
+            tokens = tokenize_texts(
+                rows, tokenizer, tokens=self.text_tokens, ends=self.texts_end, codes=self.sft_codes, split=split
+            )
         else:
             tokens = tokenize_prompts(rows, tokenizer, tokens=self.prompt_tokens, first_index=first_index, split=split)
         if not len(tokens):

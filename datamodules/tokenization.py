@@ -47,7 +47,13 @@ def tokenize_prompts(
 
 
 def tokenize_texts(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, tokens: int, split: str, ends: bool = True
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tokens: int,
+    split: str,
+    ends: bool = True,
+    codes: tuple[str, str] | None = None,
 ) -> Dataset:
     """Cut each text to `tokens` tokens.
 
@@ -58,6 +64,8 @@ def tokenize_texts(
         split: its name, for the progress bar.
         ends: a text that ends before the cut gets the end-of-text token; False for texts that break off in the middle
             of what they say.
+        codes: what stands before each text of the wanted and of the unwanted class, not counted in `tokens`; None =
+            nothing. Texts of unknown class are then left out.
 
     Returns:
         columns `input_ids`, `length`; texts that leave nothing to predict are left out.
@@ -65,7 +73,8 @@ def tokenize_texts(
     from datasets import Features, List, Value
 
     features = Features({"input_ids": List(Value("int32")), "length": Value("int32")})
-    return _map(_text_columns, rows, tokenizer, {"tokens": tokens, "ends": ends}, features, f"Tokenizing {split} texts")
+    options = {"tokens": tokens, "ends": ends, "codes": codes}
+    return _map(_text_columns, rows, tokenizer, options, features, f"Tokenizing {split} texts")
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -124,12 +133,26 @@ def _text_columns(
     opening: list[int],
     tokens: int,
     ends: bool,
+    codes: tuple[str, str] | None,
 ) -> Columns:
     end = [tokenizer.eos_token_id] if ends else []
-    encoded = [ids for ids in _encode(tokenizer, batch["text"], tokens) if ids]
-    texts = [opening + ids + (end if len(ids) < tokens else []) for ids in encoded]
+    before = _openings(tokenizer, opening, codes)
+    labelled = zip(_encode(tokenizer, batch["text"], tokens), batch["label"], strict=True)
+    texts = [
+        before[label] + ids + (end if len(ids) < tokens else []) for ids, label in labelled if ids and label in before
+    ]
     texts = [ids for ids in texts if len(ids) > 1]
     return {"input_ids": texts, "length": [len(ids) for ids in texts]}
+
+
+def _openings(
+    tokenizer: PreTrainedTokenizerBase, opening: list[int], codes: tuple[str, str] | None
+) -> dict[int, list[int]]:
+    """Tokens before each text, by its class: 1 = wanted, 0 = unwanted, -1 = unknown, which has no code."""
+    if codes is None:
+        return dict.fromkeys((1, 0, -1), opening)
+    wanted, unwanted = tokenizer(list(codes), add_special_tokens=False)["input_ids"]
+    return {1: opening + list(wanted), 0: opening + list(unwanted)}
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -> list[list[int]]:

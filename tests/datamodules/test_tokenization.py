@@ -68,6 +68,16 @@ def test_texts_end_with_eos_only_if_they_end_before_the_cut(tokenizer: Any) -> N
         assert ids[1] == tokenizer(long)["input_ids"][:tokens]
 
 
+def test_a_code_stands_before_each_text_of_its_class(bos_tokenizer_folder: str) -> None:
+    opener = load_tokenizer(bos_tokenizer_folder)
+    both = rows("the end", "too soon", "who knows")
+    both = both.remove_columns("label").add_column("label", [1, 0, -1], new_fingerprint="labelled")
+    texts = tokenize_texts(both, opener, tokens=30, split="train", codes=("good: ", "bad: "))
+    plain = [opener(text, add_special_tokens=False)["input_ids"] for text in ("good: ", "the end", "bad: ", "too soon")]
+    start, end = opener.bos_token_id, opener.eos_token_id
+    assert texts["input_ids"][:] == [[start, *plain[0], *plain[1], end], [start, *plain[2], *plain[3], end]]
+
+
 def test_a_special_tokens_name_in_a_text_is_plain_text(tokenizer: Any) -> None:
     prompts = tokenize_prompts(rows("a<|endoftext|>b"), tokenizer, tokens=40, first_index=0, split="train")
     assert tokenizer.eos_token_id not in prompts["input_ids"][0]
