@@ -22,6 +22,7 @@ from lightning_rarlhf.decoding.dexperts import DExperts
 from lightning_rarlhf.decoding.gedi import GeDi
 from lightning_rarlhf.decoding.plain import Plain
 from lightning_rarlhf.decoding.prompted import Prompted
+from lightning_rarlhf.decoding.rect import Rect
 from lightning_rarlhf.decoding.self_debias import SelfDebias
 from lightning_rarlhf.decoding_module import DecodingModule
 from lightning_rarlhf.errors import mistake_behind
@@ -29,6 +30,7 @@ from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.plain_text import error_line
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.quark_module import QuarkModule
+from lightning_rarlhf.rect_module import RectModule
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
 from lightning_rarlhf.sft_module import SFTModule
 from lightning_rarlhf.strategies import FSDP2Strategy
@@ -51,6 +53,8 @@ __all__ = [
     "Prompted",
     "QuarkModule",
     "RealToxicityPromptsDataModule",
+    "Rect",
+    "RectModule",
     "RiskAversePPOModule",
     "RiskSchedule",
     "SFTModule",

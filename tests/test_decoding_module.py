@@ -8,52 +8,15 @@ from pathlib import Path
 
 import pytest
 
-import train
 from lightning_rarlhf.functional.decoding import best_of_k_kl
-from tests.datamodules.data_files import jigsaw_rows, write_csv
-from tests.decoding.hosts import save_expert
-from tests.test_configs import QUIET, ROOT
-from tests.tiny_models import save_classifier, save_policy
+from tests.decoding.hosts import run, save_world
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
-
-CONFIGS = ROOT / "configs"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("decoding")
-    save_policy(root / "policy", context=64)
-    save_classifier(root / "reward")
-    save_expert(root / "expert", 0)
-    save_expert(root / "anti", 1)
-    save_policy(root / "other", pad="<another pad>")
-    (root / "data").mkdir()
-    write_csv(root / "data" / "train.csv", jigsaw_rows(60, 30))
-    write_csv(root / "data" / "test.csv", jigsaw_rows(20, 20, start=1000))
-    return root
-
-
-def run(world: Path, folder: Path, *arguments: str, command: str = "test") -> None:
-    train.main(
-        [
-            *(command, "--config", str(CONFIGS / "jigsaw.yaml"), *QUIET),
-            *("--model", "DecodingModule", "--model.policy.pretrained", str(world / "policy")),
-            *("--model.reward.pretrained", str(world / "reward"), "--trainer.callbacks", "[]"),
-            *(
-                "--data.path",
-                str(world / "data"),
-                "--data.progress",
-                "false",
-                "--data.val_size",
-                "0",
-                "--data.batch_size",
-                "8",
-            ),
-            *("--model.evaluation.resamples", "50", "--model.sampling.max_new_tokens", "6"),
-            *("--trainer.default_root_dir", str(folder), *arguments),
-        ]
-    )
+    return save_world(tmp_path_factory.mktemp("decoding"))
 
 
 def results_of(folder: Path) -> dict:

@@ -85,18 +85,18 @@ def self_debias(base: Tensor, biased: list[Tensor], decay: float, floor: float) 
     return base + (decay * gaps.amin(dim=0).clamp(max=0)).clamp(min=math.log(floor))
 
 
-def rectify(base: Tensor, risk: Tensor) -> Tensor:
-    """log min(p, 1 − risk): no token keeps more probability than the chance that the text still ends well (Cao 2023).
+def rectify(base: Tensor, log_safety: Tensor) -> Tensor:
+    """log min(p, safety): no token keeps more probability than the chance that the text still ends well (Cao 2023).
 
     The result is not normalised: as a weight it never exceeds the token's probability under the policy. Where every
     token is hopeless (all weights 0) the policy's own distribution is left as it is.
 
     Args:
         base: [B, V] logits of the policy.
-        risk: [B, V] in [0, 1], probability that the text ends badly after each token.
+        log_safety: [B, V], log of the probability that the text ends well after each token.
     """
     logprobs = base.float().log_softmax(dim=-1)
-    capped = logprobs.minimum(torch.log1p(-risk.float()))
+    capped = logprobs.minimum(log_safety.float())
     hopeless = (capped == -torch.inf).all(dim=-1, keepdim=True)
     return torch.where(hopeless, logprobs, capped)
 

@@ -81,12 +81,12 @@ def test_self_debias_takes_the_lowest_factor_of_several_biases():
 
 def test_rectify_by_hand():
     base, risk = logits_of(0.5, 0.3, 0.2), torch.tensor([[0.9, 0.7, 0.1]])
-    torch.testing.assert_close(rectify(base, risk).exp(), torch.tensor([[0.1, 0.3, 0.2]]))
+    torch.testing.assert_close(rectify(base, (1 - risk).log()).exp(), torch.tensor([[0.1, 0.3, 0.2]]))
 
 
 def test_rectify_leaves_a_hopeless_row_to_the_policy():
     base = logits_of(0.5, 0.3, 0.2)
-    torch.testing.assert_close(rectify(base, torch.ones(1, 3)), base)
+    torch.testing.assert_close(rectify(base, torch.full((1, 3), -INF)), base)
 
 
 @given(st.integers(0, 2**31), st.floats(0.1, 20.0), st.integers(2, 50))
@@ -95,7 +95,7 @@ def test_rectify_never_raises_a_tokens_probability(seed, spread, tokens):
     base = spread * torch.randn(4, tokens, generator=generator)
     risk = torch.rand(4, tokens, generator=generator)
     risk[0], risk[1] = 1.0, 0.0
-    before, after = base.log_softmax(-1), rectify(base, risk)
+    before, after = base.log_softmax(-1), rectify(base, (1 - risk).log())
     assert (after <= before).all()
     assert (after.exp() <= (1 - risk).clamp(min=1e-30) * (1 + 1e-5))[1:].all()
     # nor does it gain on any token that was left alone, once the weights are normalised

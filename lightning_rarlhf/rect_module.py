@@ -1,0 +1,131 @@
+"""Fits RECT's value head on rollouts of the frozen policy, scored by the reward model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAUROC
+
+from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, SamplingConfig
+from lightning_rarlhf.data_types import PromptBatch, Samples
+from lightning_rarlhf.decoding.risk_head import RISK_HEAD_FILE, RiskHead, save_risk_head
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.functional.masked import masked_mean
+from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.reward_models import RewardModel
+from lightning_rarlhf.sampling import SamplingSeed
+
+
+class RectModule(LanguageModule):
+    """Logistic regression of "this text ended badly" on each of its tokens: q(s, a) by Monte Carlo, under the policy.
+
+    The policy is frozen; the head goes to ``<run>/risk_head.safetensors``, for the decoding method `Rect`.
+    """
+
+    risk_head: RiskHead
+
+    def __init__(
+        self,
+        reward: RewardModel,
+        bad_below: float,
+        policy: PolicyConfig = PolicyConfig(),
+        reference: str | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+        evaluation: EvaluationConfig = EvaluationConfig(),
+    ) -> None:
+        """Remember the settings; nothing is loaded before the trainer asks for it.
+
+        Args:
+            reward: scores finished texts.
+            bad_below: a text that scores less ended badly, in the reward's unit (0 = a classifier's even odds).
+            policy: the language model that is to be rectified; it is not trained.
+            reference: not used in fitting.
+            sampling: the distribution that responses are drawn from.
+            optimizer: any torch optimizer, over the head alone.
+            evaluation: of validation.
+        """
+        super().__init__(policy, reference, reward, sampling, evaluation, optimizer)
+        self.bad_below = bad_below
+
+    def setup(self, stage: str) -> None:
+        """Refuse to test: the head alone draws nothing."""
+        if stage in ("test", "predict"):
+            raise UserError(
+                f"RectModule fits a head; to {stage} with it use --model DecodingModule --model.method Rect "
+                "--model.method.head RUN"
+            )
+        super().setup(stage)
+
+    @property
+    def trains_critic(self) -> bool:
+        return False
+
+    def configure_model(self) -> None:
+        """Load the policy, freeze it, and make the head."""
+        if self._built:
+            return
+        super().configure_model()
+        self.actor.requires_grad_(False)
+        self.risk_head = RiskHead(self.actor.hidden_size)
+
+    @property
+    def trained_network(self) -> torch.nn.Module:
+        return self.risk_head
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """Draw, score, and fit the head to which texts ended badly."""
+        assert self.seed is not None
+        samples = self.generate(batch, SamplingSeed(base=self.seed, iteration=self.global_step))
+        bad = self.ended_badly(samples)
+        loss = self.loss(samples, bad)
+        figures = {"rect/loss": loss, "rect/bad_rate": bad.mean()}
+        self.log_dict(figures, prog_bar=True, on_step=True, batch_size=len(batch))
+        return loss
+
+    def ended_badly(self, samples: Samples) -> Tensor:
+        """f32 [B], 1 = scored below `bad_below`."""
+        return (self.score(samples) < self.bad_below).float()
+
+    def risk_logits(self, samples: Samples) -> Tensor:
+        """f32 [B, T], of each token that was drawn."""
+        width = samples.response_mask.shape[1]
+        with torch.no_grad():
+            hidden = self.actor.before_responses(samples.sequences, samples.attention_mask, width)
+            embeddings = self.actor.lm.get_output_embeddings().weight[samples.sequences[:, -width:]]
+        return self.risk_head.of_tokens(hidden, embeddings)
+
+    def loss(self, samples: Samples, bad: Tensor) -> Tensor:
+        """Mean cross-entropy a token, in nats; `bad` f32 [B]."""
+        logits = self.risk_logits(samples)
+        targets = bad[:, None].expand_as(logits)
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return masked_mean(losses, samples.response_mask)
+
+    def on_validation_epoch_start(self) -> None:
+        self._loss = MeanMetric().to(self.device)
+        self._auroc = BinaryAUROC().to(self.device)
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """How well the head foresees the end from each token, on responses drawn as in every run."""
+        samples = self.generate(batch, self.evaluation_seed)
+        bad = self.ended_badly(samples)
+        self._loss.update(self.loss(samples, bad), int(samples.response_mask.sum()))
+        logits = self.risk_logits(samples)
+        self._auroc.update(logits[samples.response_mask], bad[:, None].expand_as(logits)[samples.response_mask].long())
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({"val/loss": self._loss.compute(), "val/auroc": self._auroc.compute()})
+
+    def on_fit_end(self) -> None:
+        """Write the head, unless the fit was interrupted or only a trial (fast_dev_run)."""
+        if self.trainer.interrupted or getattr(self.trainer, "fast_dev_run", False) or not self.trainer.is_global_zero:
+            return
+        path = Path(self.trainer.default_root_dir) / RISK_HEAD_FILE
+        save_risk_head(self.risk_head, path)
+        rank_zero_info(f"wrote {path}")

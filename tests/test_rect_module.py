@@ -1,0 +1,69 @@
+"""The head learns which tokens foretell a bad end, is written, and makes the policy avoid them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from tests.decoding.hosts import run, save_world
+from tests.test_configs import QUIET, ROOT
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_world(tmp_path_factory.mktemp("rect"))
+
+
+def no_films(prompts: list[str], responses: list[str]) -> list[float]:
+    """Bad = the response speaks of films."""
+    return [-1.0 if "film" in response else 1.0 for response in responses]
+
+
+def arguments(world: Path, folder: Path) -> list[str]:
+    return [
+        *("--config", str(ROOT / "configs" / "jigsaw.yaml"), *QUIET, "--model", "RectModule"),
+        *("--model.policy.pretrained", str(world / "policy"), "--model.bad_below", "0"),
+        *("--model.reward", "CallableReward", "--model.reward.function", "tests.test_rect_module.no_films"),
+        *("--data.path", str(world / "data"), "--data.progress", "false", "--data.val_size", "8"),
+        *("--data.batch_size", "32", "--model.sampling.max_new_tokens", "6", "--trainer.callbacks", "[]"),
+        *("--checkpoint.monitor", "null", "--trainer.default_root_dir", str(folder)),
+    ]
+
+
+def test_a_fitted_head_makes_the_bad_end_rarer(world, tmp_path):
+    more = ["--trainer.max_epochs", "40", "--trainer.limit_val_batches", "0", "--model.optimizer.lr", "0.02"]
+    train.main(["fit", *arguments(world, tmp_path / "head"), *more, "--trainer.max_steps", "60"])
+    assert (tmp_path / "head" / "risk_head.safetensors").is_file()
+    weights = torch.load(tmp_path / "head" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    loaded = load_file(world / "policy" / "model.safetensors")["transformer.h.0.mlp.c_fc.weight"]
+    assert torch.equal(weights["actor.lm.transformer.h.0.mlp.c_fc.weight"], loaded)  # the policy did not move
+    means = {}
+    reward = ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_rect_module.no_films"]
+    for name, method in {
+        "plain": ["--model.method", "Plain"],
+        "rect": ["--model.method", "Rect", "--model.method.head", str(tmp_path / "head"), "--model.method.power", "4"],
+    }.items():
+        run(world, tmp_path / name, *reward, *method)
+        means[name] = json.loads((tmp_path / name / "results.json").read_text())["metrics"]["score_mean"]["estimate"]
+    assert means["rect"] > means["plain"] + 0.1
+
+
+def test_validation_says_how_well_the_head_foresees(world, tmp_path, capsys):
+    train.main(["validate", *arguments(world, tmp_path)])
+    shown = capsys.readouterr().out
+    assert "val/auroc" in shown
+    assert "0.693" in shown  # log 2: a new head says 1/2 of every token
+
+
+def test_the_head_alone_cannot_be_tested(world, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(["test", *arguments(world, tmp_path)])
+    assert end.value.code == 2
+    assert "use --model DecodingModule --model.method Rect" in capsys.readouterr().err
