@@ -14,6 +14,7 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.policy import ActorCritic
+from lightning_rarlhf.provenance import write_training
 from lightning_rarlhf.sharding import whole_checkpoint
 
 
@@ -52,6 +53,7 @@ class HuggingFaceExport(Callback):
             return
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "huggingface")
         self._export(pl_module, actor, folder)
+        write_training(folder, pl_module.training_record())
         rank_zero_info(f"exported the final policy to {folder}")
         best = _best_checkpoint(trainer)
         if best:
@@ -76,17 +78,24 @@ class HuggingFaceExport(Callback):
             self._export(module, actor, folder)
         finally:
             actor.load_state_dict(final, strict=not adapted)
+        steps = _content(Path(checkpoint)).get("global_step", module.trainer.global_step)  # shards are read without it
+        write_training(folder, module.training_record() | {"steps": steps})
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")
 
 
 def _actor_weights(checkpoint: Path) -> dict[str, Any]:
-    """The actor's part of a checkpoint: of a file, or of a folder of FSDP2's shards."""
-    if checkpoint.is_dir():
-        state = whole_checkpoint(checkpoint)
-    else:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    """The actor's part of a checkpoint."""
+    state = _content(checkpoint)
     prefix = "actor."
     return {n.removeprefix(prefix): weight for n, weight in state["state_dict"].items() if n.startswith(prefix)}
+
+
+def _content(checkpoint: Path) -> dict[str, Any]:
+    """Of a file, or of a folder of FSDP2's shards."""
+    if checkpoint.is_dir():
+        return whole_checkpoint(checkpoint)
+    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return content
 
 
 def _best_checkpoint(trainer: pl.Trainer) -> str | None:

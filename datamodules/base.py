@@ -23,6 +23,7 @@ from datamodules.selection import CLASS_NAMES, Labels, Quota, Rows, Selection, d
 from datamodules.tokenization import tokenize_prompts, tokenize_texts
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.errors import DataError
+from lightning_rarlhf.splits import FIRST_INDEX
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 Purpose = Literal["prompts", "sft"]
 SFTClass = Literal["wanted", "unwanted", "all"]
-
-FIRST_INDEX = {"train": 1_000_000_000, "val": 2_000_000_000, "test": 3_000_000_000}
-"""number of each split's first prompt; rows of a file to predict on keep their own numbers, from 0"""
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 

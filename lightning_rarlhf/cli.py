@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from lightning_rarlhf.cli_errors import condense
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_move import in_one_move
 from lightning_rarlhf.plain_text import error_line
+from lightning_rarlhf.provenance import method_settings
 from lightning_rarlhf.quiet import quiet
 from lightning_rarlhf.redaction import redacted_yaml
 from lightning_rarlhf.strategies import require_supported
@@ -111,6 +113,9 @@ class TrainCLI(LightningCLI):
         """Tell the module the full configuration, for the result files; stop before other processes are launched."""
         require_supported(self.trainer)
         self.model.config_text = redacted_yaml(self.parser.dump(self.config, skip_none=False))
+        if self.config.subcommand == "fit":
+            whole = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+            self.model.method_settings = method_settings(whole["fit"])
 
 
 def _existing_checkpoint(asked: str, checkpoints: Path) -> str:

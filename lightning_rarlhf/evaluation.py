@@ -11,15 +11,15 @@ import torch
 
 from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.functional.bounds import clopper_pearson
-from lightning_rarlhf.functional.risk import tail_size
 from lightning_rarlhf.functional.statistics import (
     LEAST_TAIL,
+    SMALL,
     Interval,
-    bootstrap_interval,
-    cvar_interval,
-    lower_tail_mean,
+    is_small,
     mean_interval,
+    unbounded,
 )
+from lightning_rarlhf.functional.tail_intervals import cvar_interval
 from lightning_rarlhf.functional.tail_reward import lowest_rows, rows_at_most
 from lightning_rarlhf.functional.toxicity import TOXIC_FROM, maximum_toxicity
 from lightning_rarlhf.generations import read_columns
@@ -92,7 +92,10 @@ def print_table(metrics: Mapping[str, Interval], title: str, config: EvaluationC
         table.add_column(heading, justify="right")
     for name, interval in metrics.items():
         table.add_row(name, f"{interval.estimate:.3f}", _ends(interval), str(interval.n))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if any(map(is_small, metrics.values())):
+        console.print(f"† fewer than {SMALL} prompts: covers less than it says where scores are skewed")
 
 
 def _score_groups(
@@ -120,19 +123,7 @@ def _hard_prompts(column: Mapping[str, NDArray[np.float64]], config: EvaluationC
 def _tails(scores: NDArray[np.float64], prefix: str, config: EvaluationConfig) -> dict[str, Interval]:
     """CVaR of all n·k responses, for the levels whose tail holds at least one prompt."""
     levels = [level for level in config.tail_levels if level * len(scores) >= 1 and len(scores) > 1]
-    return {prefix + level_name(level): _cvar(scores, level, _settings(config)) for level in levels}
-
-
-def _cvar(scores: NDArray[np.float64], level: float, settings: _Bootstrap) -> Interval:
-    if scores.shape[1] == 1:
-        return cvar_interval(scores[:, 0], level, **settings)
-
-    def pooled(sample: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-        return lower_tail_mean(sample.reshape(*sample.shape[:axis], -1), level)
-
-    if tail_size(len(scores), level) < LEAST_TAIL:
-        return _too_few(float(pooled(scores, axis=0)), len(scores), settings)
-    return bootstrap_interval(scores, pooled, **settings)
+    return {prefix + level_name(level): cvar_interval(scores, level, **_settings(config)) for level in levels}
 
 
 def _toxicity(column: Mapping[str, NDArray[np.float64]], config: EvaluationConfig) -> dict[str, Interval]:
@@ -164,7 +155,10 @@ def _mean(values: NDArray[np.float64], settings: _Bootstrap, least: int = 2) -> 
     means = np.where(known, by_prompt, 0.0)[rows].sum(axis=1) / known[rows].sum(axis=1)
     if len(means) < 2:
         return None
-    return mean_interval(means, **settings) if len(means) >= least else _too_few(means.mean(), len(means), settings)
+    if len(means) < least:
+        why = f"fewer than {least} prompts in the tail"
+        return unbounded(float(means.mean()), len(means), settings["confidence"], why)
+    return mean_interval(means, **settings)
 
 
 def _rate(happened: NDArray[np.float64], settings: _Bootstrap) -> Interval:
@@ -178,21 +172,10 @@ def _rate(happened: NDArray[np.float64], settings: _Bootstrap) -> Interval:
     return mean_interval(happened.mean(axis=1), **settings)
 
 
-def _too_few(estimate: float, n: int, settings: _Bootstrap) -> Interval:
-    return Interval(
-        estimate=float(estimate),
-        low=-math.inf,
-        high=math.inf,
-        confidence=settings["confidence"],
-        n=n,
-        method=f"none: fewer than {LEAST_TAIL} prompts in the tail",
-    )
-
-
 def _ends(interval: Interval) -> str:
     if math.isinf(interval.low) and math.isinf(interval.high):
         return "too few prompts"
-    return f"{interval.low:.3f} to {interval.high:.3f}"
+    return f"{interval.low:.3f} to {interval.high:.3f}{' †' if is_small(interval) else ''}"
 
 
 def _settings(config: EvaluationConfig) -> _Bootstrap:

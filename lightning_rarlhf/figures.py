@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_rarlhf.functional.statistics import Interval, cvar_interval, mean_interval
+from lightning_rarlhf.functional.statistics import Interval, mean_interval
+from lightning_rarlhf.functional.tail_intervals import cvar_interval
 from lightning_rarlhf.one_move import in_one_move
 
 if TYPE_CHECKING:

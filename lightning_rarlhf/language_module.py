@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
@@ -29,7 +30,8 @@ from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
 from lightning_rarlhf.policy_loading import end_of_text_ids, load_actor_critic, load_causal_lm
 from lightning_rarlhf.policy_rules import require_trainable, require_workable
-from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, weights_sha256
+from lightning_rarlhf.provenance import read_training, training_record
+from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, texts_identity, weights_sha256
 from lightning_rarlhf.resume import reapply_settings, settings_of
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import score
@@ -52,6 +54,7 @@ class LanguageModule(GuardedModule):
 
     Attributes:
         actor: the network that is trained; built by `configure_model`.
+        method_settings: the part of the configuration of `fit` that makes the method; set by the command line.
         reference: the frozen network that KL is measured against, out of checkpoints and optimizers.
         tokenizer: the policy's.
     """
@@ -82,6 +85,8 @@ class LanguageModule(GuardedModule):
         self.strict_loading = policy.lora is None  # with adapters `on_load_checkpoint` looks for what was trained
         self._built = False
         self._writer: GenerationWriter | None = None
+        self._loaded_training: dict[str, Any] | None = None
+        self.method_settings: dict[str, Any] | None = None
 
     # construction
 
@@ -280,13 +285,19 @@ class LanguageModule(GuardedModule):
 
     def on_test_epoch_end(self) -> None:
         """Compute every number from the finished generations, print the table and write the results file."""
-        with unsharded(self.actor):
-            perplexity = self._human_perplexity()
-            if self._writer is None:
-                return
-            identity = self.result_identity()
-        finished = self._writer.finish()
-        report(finished, identity, self.evaluation, perplexity | self._response_perplexity(finished))
+        try:
+            with unsharded(self.actor):
+                texts = self._human_texts()
+                perplexity = self._human_perplexity(texts)
+                if self._writer is None:
+                    return
+                identity = self.result_identity() | {"human_texts": texts_identity(texts)}
+            finished = self._writer.finish()
+            report(finished, identity, self.evaluation, perplexity | self._response_perplexity(finished))
+        except BaseException:
+            if self._writer is not None:
+                self._writer.discard()
+            raise
 
     def on_predict_epoch_start(self) -> None:
         self._writer = self._new_writer(PREDICTIONS)
@@ -332,12 +343,17 @@ class LanguageModule(GuardedModule):
         """f32 [n], the perplexity of each text under the policy itself, whatever its responses are drawn with."""
         return text_perplexities(self.actor, self.tokenizer, texts)
 
-    def _human_perplexity(self) -> dict[str, NDArray[np.float64]]:
-        """Of the data's human texts (docs/method.md, section 4); none where the data has no such texts."""
+    def _human_texts(self) -> Sequence[str]:
+        """Those of the data whose perplexity is reported (docs/method.md, section 4); empty where it has none."""
         human_texts = getattr(getattr(self.trainer, "datamodule", None), "human_texts", None)
         if human_texts is None or self.evaluation.perplexity_texts == 0:
+            return []
+        texts: Sequence[str] = human_texts()[: self.evaluation.perplexity_texts]
+        return texts
+
+    def _human_perplexity(self, texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        if not texts:
             return {}
-        texts = human_texts()[: self.evaluation.perplexity_texts]
         own = self.perplexities(texts[rank() :: world_size()])
         return {"perplexity": torch.tensor(gather_items(own.tolist()), dtype=torch.float64).numpy()}
 
@@ -374,7 +390,9 @@ class LanguageModule(GuardedModule):
             "policy_sha256": weights_sha256(self.actor.lm),
             "checkpoint": self.trainer.ckpt_path,
             "seed": self.seed,
+            "training": self._training_of_weights(),
             "reference": self.reference_name or self.policy_config.pretrained,
+            "reference_sha256": self._reference_sha256(),
             "reward": None if self.reward is None else self.reward.identity(),
             "data": data.identity() if data is not None and hasattr(data, "identity") else None,
             "sampling": vars(self.sampling),
@@ -392,6 +410,21 @@ class LanguageModule(GuardedModule):
         copy.load_state_dict(state)
         return copy
 
+    def _reference_sha256(self) -> str | None:
+        """Of its weights; None where it is the policy's own network with its adapter off, or sharded."""
+        if not isinstance(self.reference, FrozenModel) or isinstance(next(self.reference.model.parameters()), DTensor):
+            return None
+        return weights_sha256(self.reference.model.lm)
+
+    def training_record(self) -> dict[str, Any]:
+        """What is to be known of the training that this module does (docs/results.md)."""
+        steps = self.trainer.global_step
+        return training_record(type(self).__name__, self.method_settings, seed=self.seed, steps=steps)
+
+    def _training_of_weights(self) -> dict[str, Any] | None:
+        """The training that the tested weights are of; None where it is not known, as of a model from elsewhere."""
+        return self._loaded_training if self.trainer.ckpt_path else read_training(self.policy_config.pretrained)
+
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -405,6 +438,7 @@ class LanguageModule(GuardedModule):
         checkpoint["policy"] = asdict(self.policy_config)
         checkpoint["sampling_seed"] = self.seed
         checkpoint["module"] = type(self).__name__
+        checkpoint["training"] = self.training_record()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the sampling seed up again.
@@ -413,6 +447,7 @@ class LanguageModule(GuardedModule):
             UserError: `fit` is to go on from another module's checkpoint, whose optimizer is not this one's, or its
                 weights are not those of this policy.
         """
+        self._loaded_training = checkpoint.get("training")
         made_by = checkpoint.get("module")
         if self.trainer.state.fn == "fit" and made_by != type(self).__name__:
             raise UserError(

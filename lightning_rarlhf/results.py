@@ -23,7 +23,8 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.statistics import Interval
 from lightning_rarlhf.generations import read_columns, read_rows
 from lightning_rarlhf.plain_text import name_to_show, names_to_show
-from lightning_rarlhf.results_file import GENERATIONS, RESULTS, SCHEMA_VERSION, file_sha256
+from lightning_rarlhf.results_file import GENERATIONS, RESULTS, file_sha256
+from lightning_rarlhf.results_schema import read_results
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -69,7 +70,7 @@ def read_run(folder: Path) -> Run:
         UserError: a file is missing or cannot be read, or the generations are not those that the results were made of.
     """
     folder = folder.parent if folder.name == RESULTS else folder
-    content = _read_results(folder / RESULTS)
+    content = read_results(folder / RESULTS)
     path = folder / GENERATIONS
     if not path.is_file():
         raise UserError(f"{path} is missing; expected the file that {folder / RESULTS} was made of; run `test` again")
@@ -84,9 +85,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         identity=names_to_show({name: value for name, value in content.items() if name != "metrics"}),
-        metrics={
-            name_to_show(name): _as_interval(entry) for name, entry in content["metrics"].items() if _is_estimate(entry)
-        },
+        metrics={name_to_show(name): _as_interval(entry) for name, entry in content["metrics"].items()},
         index=columns["index"][order, 0],
         prompt_hash=hashes[order],
         columns={name: values[order] for name, values in columns.items() if name != "index"},
@@ -129,6 +128,9 @@ def _must_agree(first: Run, run: Run) -> Iterator[tuple[str, Any, Any]]:
         ("perplexity_texts", "numbers of human texts for perplexity"),
     ):
         yield what, evaluation[0].get(key), evaluation[1].get(key)
+    texts = [(each.identity.get("human_texts") or {}).get("sha256") for each in (first, run)]
+    if None not in texts:  # results of version 1 do not tell, and a test without texts has no perplexity
+        yield "human texts for perplexity (sha256)", texts[0], texts[1]
     yield "confidence levels of the intervals", first.confidence, run.confidence
     yield "reward models", _reward(first.identity.get("reward")), _reward(run.identity.get("reward"))
     judges = [each.get("judges") or {} for each in evaluation]
@@ -172,41 +174,16 @@ def _short(value: Any) -> str:
 # results.json
 
 
-def _read_results(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; expected the folder of a finished `test`")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({_one_line(error)}); run `test` again") from None
-    if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
-        raise UserError(f"{path} is no results file: it has no metrics; run `test` again")
-    version = content.get("schema_version")
-    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
-        raise UserError(f"{path}: got schema_version {version}, expected 1 to {SCHEMA_VERSION}; update this library")
-    evaluation = content.get("evaluation")
-    confidence = evaluation.get("confidence") if isinstance(evaluation, dict) else None
-    if not isinstance(confidence, float) or not 0 < confidence < 1 or "generations_sha256" not in content:
-        raise UserError(
-            f"{path} is no results file: evaluation.confidence or generations_sha256 is missing; run `test` again"
-        )
-    return content
-
-
-def _is_estimate(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("estimate"), int | float)
-
-
 def _as_interval(entry: Mapping[str, Any]) -> Interval:
     """An end that is null is unknown, hence infinite."""
-    low, high = entry.get("low"), entry.get("high")
+    low, high = entry["low"], entry["high"]
     return Interval(
         estimate=float(entry["estimate"]),
         low=-math.inf if low is None else float(low),
         high=math.inf if high is None else float(high),
-        confidence=float(entry.get("confidence") or math.nan),
-        n=int(entry.get("n") or 0),
-        method=str(entry.get("method", "")),
+        confidence=float(entry["confidence"]),
+        n=int(entry["n"]),
+        method=str(entry["method"]),
     )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +24,8 @@ from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.functional.statistics import Interval
 from lightning_rarlhf.plain_text import escaped_json
 from lightning_rarlhf.redaction import redacted, redacted_text
+from lightning_rarlhf.results_schema import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
-"""of results.json; it rises when a key goes away or changes its meaning, not when one is added"""
 GENERATIONS = "generations.jsonl"
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
@@ -73,6 +72,13 @@ def file_sha256(path: Path) -> str:
     """Hash of a file's bytes, whatever its size."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def texts_identity(texts: Sequence[str]) -> dict[str, Any] | None:
+    """Number and hash of the human texts whose perplexity is reported; None without texts."""
+    if not texts:
+        return None
+    return {"n": len(texts), "sha256": _sha256_of(text.encode(errors="surrogatepass") for text in texts)}
 
 
 def code_sha256() -> str:

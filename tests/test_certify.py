@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from datamodules.base import FIRST_INDEX
 from lightning_rarlhf.certify import __main__ as program
 from lightning_rarlhf.certify.claims import CVaRClaim, RateClaim
 from lightning_rarlhf.certify.trials import read_trials, split_of
 from lightning_rarlhf.errors import DataError, UserError
+from lightning_rarlhf.splits import FIRST_INDEX
 
 TEST = FIRST_INDEX["test"]
 
@@ -44,9 +44,12 @@ def write(folder: Path, rows: list[dict[str, Any]], name: str = "generations.jso
 
 
 def run(path: Path, *more: str) -> int:
-    return program.main(["--generations", str(path), *more])
+    """Of a file that no results vouch for, unless it is a folder with them."""
+    alone = [] if path.is_dir() else ["--without_results"]
+    return program.main(["--generations", str(path), *alone, *more])
 
 
+VALID = {"schema_version": 2, "generations_sha256": "0" * 64, "evaluation": {"confidence": 0.95}, "metrics": {}}
 FEW_FAIL = ("--threshold", "0", "--max_rate", "0.05", "--confidence", "0.95")
 
 
@@ -274,11 +277,23 @@ def test_one_completion_of_each_prompt_counts(tmp_path: Path, capsys) -> None:
 def test_a_run_folder_stands_for_its_generations_and_results(tmp_path: Path) -> None:
     path = write(tmp_path, records([1.0] * 100))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    results = {"generations_sha256": sha256, "policy": "gpt2", "metrics": {"score_mean": {"n": 100}}}
+    results = VALID | {"generations_sha256": sha256, "policy": "gpt2"}
     (tmp_path / "results.json").write_text(json.dumps(results))
     output = tmp_path / "certificate.json"
     assert run(tmp_path, *FEW_FAIL, "--output", str(output)) == 0
-    assert json.loads(output.read_text())["results"] == {"generations_sha256": sha256, "policy": "gpt2"}
+    found = json.loads(output.read_text())["results"]
+    assert found == {name: value for name, value in results.items() if name != "metrics"}
+
+
+def test_a_file_that_nothing_vouches_for_is_refused_unless_the_user_does(tmp_path: Path, capsys) -> None:
+    path = write(tmp_path, records([1.0] * 100))
+    assert program.main(["--generations", str(path), *FEW_FAIL]) == 2
+    assert "no results.json beside it tells whether it is whole" in capsys.readouterr().err
+    assert program.main(["--generations", str(path), "--without_results", *FEW_FAIL]) == 0
+    assert "--without_results: nothing tells whether the file is whole" in capsys.readouterr().err
+    own = write(tmp_path, records([1.0] * 100, first=0), "predictions.jsonl")
+    assert program.main(["--generations", str(own), *FEW_FAIL]) == 2
+    assert "vouch for it yourself with --without_results" in capsys.readouterr().err
 
 
 def test_prompts_of_the_users_own_are_for_the_user_to_vouch_for(tmp_path: Path, capsys) -> None:
@@ -328,9 +343,10 @@ GOOD = json.dumps({"index": TEST, "prompt": "a", "score": 1.0}) + "\n"
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, capsys, content: str, message: str) -> None:
-    (tmp_path / "generations.jsonl").write_text(content)
+    path = tmp_path / "generations.jsonl"
+    path.write_text(content)
     output = tmp_path / "certificate.json"
-    assert run(tmp_path, *FEW_FAIL, "--output", str(output)) == 2
+    assert run(path, *FEW_FAIL, "--output", str(output)) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
@@ -341,14 +357,15 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, capsys, content: 
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ('{"generations_sha256": "00112233445566"}', "expected 001122334455; run `python train.py test` again"),
-        ("{}", "expected None"),
-        ('{"generations_sha', "not a JSON object; the file is damaged"),
+        (VALID, "expected 000000000000; run `python train.py test` again"),
+        ({}, "schema_version is null, expected 1 to 2"),
+        (VALID | {"data": "jigsaw"}, 'data is "jigsaw", expected an object or null'),
+        ('{"generations_sha', "results.json cannot be read"),
     ],
 )
-def test_results_that_do_not_fit_are_refused(tmp_path: Path, capsys, results: str, message: str) -> None:
+def test_results_that_do_not_fit_are_refused(tmp_path: Path, capsys, results: Any, message: str) -> None:
     write(tmp_path, records([1.0] * 100))
-    (tmp_path / "results.json").write_text(results)
+    (tmp_path / "results.json").write_text(results if isinstance(results, str) else json.dumps(results))
     assert run(tmp_path, *FEW_FAIL) == 2
     assert message in capsys.readouterr().err
 

@@ -22,7 +22,8 @@ from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluation import print_table, report, summarise
 from lightning_rarlhf.functional.bounds import clopper_pearson
-from lightning_rarlhf.functional.statistics import Interval, cvar_interval, mean_interval
+from lightning_rarlhf.functional.statistics import Interval, mean_interval
+from lightning_rarlhf.functional.tail_intervals import cvar_interval
 from lightning_rarlhf.generations import Completions, GenerationWriter, read_columns, read_rows
 from lightning_rarlhf.results_file import GENERATIONS, RESULTS, file_sha256, publish, results_of, weights_sha256
 from lightning_rarlhf.reward_models import CallableReward
@@ -380,7 +381,9 @@ def test_an_estimate_that_is_no_number_is_not_written(tmp_path):
 
 def test_the_table_says_where_prompts_are_too_few(capsys):
     print_table({"few": INFINITE, "many": mean_interval([1.0, 2.0, 4.0])}, title="who", config=QUICK)
-    few, many = (line for line in capsys.readouterr().out.splitlines() if "few" in line or "many" in line)
+    few, many = (
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(("│ few", "│ many", " few", " many"))
+    )
     assert "too few prompts" in few
     assert "2.333" in many
     assert " to " in many
@@ -514,7 +517,7 @@ def test_results_say_whose_they_are(world, tmp_path):
     documented = (ROOT / "docs" / "results.md").read_text()
     for key in results.keys() | results["evaluation"].keys() | results["metrics"]["score_mean"].keys():
         assert f"`{key}`" in documented
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     assert results["seed"] == 7
     assert len(results["data"]["sha256"]["test"]) == len(results["policy_sha256"]) == len(results["code_sha256"]) == 64
     assert results["config_sha256"] is not None

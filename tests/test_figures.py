@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_rarlhf.figures import draw_score_distributions, worst_share_means
-from lightning_rarlhf.functional.statistics import cvar_interval
+from lightning_rarlhf.functional.tail_intervals import cvar_interval
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WIDTH, HEIGHT = slice(16, 20), slice(20, 24)

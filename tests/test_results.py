@@ -90,8 +90,8 @@ def damage(folder: Path, how: str) -> None:
         ("half results", "results.json cannot be read"),
         ("binary results", "results.json cannot be read"),
         ("no metrics", "is no results file"),
-        ("future", "got schema_version 99"),
-        ("no confidence", "is no results file"),
+        ("future", "schema_version is 99, expected 1 to 2"),
+        ("no confidence", "evaluation.confidence is missing, expected a number between 0 and 1"),
         ("no generations", "generations.jsonl is missing"),
         ("other generations", "does not belong to"),
     ],
@@ -101,6 +101,50 @@ def test_a_run_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, how: s
     with pytest.raises(UserError, match=complaint) as caught:
         read_run(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        (("metrics", "score_mean", "low"), "abc", 'metrics.score_mean.low is "abc", expected a number or null'),
+        (("metrics", "score_mean", "estimate"), "1.5", 'metrics.score_mean.estimate is "1.5", expected a number;'),
+        (("metrics", "score_mean", "estimate"), True, "metrics.score_mean.estimate is true"),
+        (("metrics", "score_mean", "n"), 1.5, "metrics.score_mean.n is 1.5, expected a whole number"),
+        (("metrics", "score_mean", "method"), ..., "metrics.score_mean.method is missing, expected a text"),
+        (("metrics", "score_mean"), 3, "metrics.score_mean is 3, expected an object"),
+        (("metrics",), [], "metrics is \\[\\], expected an object"),
+        (("data",), "jigsaw", 'data is "jigsaw", expected an object or null'),
+        (("data", "sha256"), "x", 'data.sha256 is "x", expected an object'),
+        (("evaluation", "confidence"), "0.95", 'evaluation.confidence is "0.95"'),
+        (("generations_sha256",), 7, "generations_sha256 is 7, expected a SHA-256"),
+        (("training",), {"seed": "a"}, "training.module is missing"),
+        (("human_texts",), {"n": 3, "sha256": "?"}, 'human_texts.sha256 is "\\?"'),
+        (("schema_version",), "2", 'schema_version is "2", expected 1 to 2'),
+    ],
+)
+def test_a_damaged_entry_is_named_with_its_file(tmp_path: Path, path, value, complaint: str) -> None:
+    write_run(tmp_path, scores_of(1))
+    file = tmp_path / "results.json"
+    content = json.loads(file.read_text())
+    *outer, last = path
+    place = content
+    for key in outer:
+        place = place[key]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"{file}: {complaint}") as caught:
+        read_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_json_does_not_have_is_refused(tmp_path: Path) -> None:
+    file = write_run(tmp_path, scores_of(1)) / "results.json"
+    file.write_text(file.read_text().replace('"estimate": ', '"estimate": NaN, "was": ', 1))
+    with pytest.raises(UserError, match="NaN is no JSON"):
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +196,7 @@ def evaluation(**changes: object) -> EvaluationConfig:
             {"reward": REWARD | {"function": "another.function"}},
             "reward models differ: .*some.function.*another.function",
         ),
+        ({"human_texts": {"n": 2, "sha256": "b" * 64}}, "human texts .* differ: .*aaaaaaaaaaaa…, .*bbbbbbbbbbbb…"),
         ({"prompt_scores": difficulty() + 1}, "reward models differ: a prompt's own score is 1 apart"),
         ({"prompt": "question"}, "prompts differ: 120 of 120"),
         ({"first_index": 5}, "prompts differ: 120 of 120"),

@@ -15,16 +15,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datamodules.base import FIRST_INDEX
 from lightning_rarlhf import __version__
-from lightning_rarlhf.certify.claims import Claim, CVaRClaim, PlannedRow, RateClaim, Verdict
-from lightning_rarlhf.certify.trials import Trials, read_trials
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_line_parser import OneLineParser
 from lightning_rarlhf.one_move import in_one_move
 from lightning_rarlhf.plain_text import error_line, one_line
+from lightning_rarlhf.splits import FIRST_INDEX
+
+if TYPE_CHECKING:  # what is heavy is imported once the arguments are known to be good
+    from lightning_rarlhf.certify.claims import Claim, PlannedRow, Verdict
+    from lightning_rarlhf.certify.trials import Trials
 
 SCHEMA_VERSION = 1
 SHOWN, NOT_SHOWN, BAD_INPUT = 0, 1, 2
@@ -48,7 +50,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _certify(claim: Claim, settings: argparse.Namespace) -> int:
-    trials = read_trials(settings.generations, settings.score, FIRST_INDEX)
+    from lightning_rarlhf.certify.trials import read_trials
+
+    trials = read_trials(settings.generations, settings.score, FIRST_INDEX, without_results=settings.without_results)
     verdict = claim.verdict(trials.scores)
     if settings.output:
         _write(settings.output, _certificate(claim, settings.score, trials, verdict))
@@ -59,6 +63,8 @@ def _certify(claim: Claim, settings: argparse.Namespace) -> int:
 
 
 def _plan(claim: Claim, output: Path | None) -> int:
+    from lightning_rarlhf.certify.claims import RateClaim
+
     rows = claim.plan() if isinstance(claim, RateClaim) else []
     if output:
         plan = [asdict(row) for row in rows]
@@ -87,7 +93,7 @@ def _notes(trials: Trials) -> list[str]:
     """What the trials rest on that no file can tell."""
     notes = []
     if trials.results is None:
-        notes.append("no results.json tells whether the file is whole; see that no line was taken away")
+        notes.append("--without_results: nothing tells whether the file is whole; see that no line was taken away")
     if trials.ignored_draws:
         notes.append(f"draw 0 of each prompt counts; {trials.ignored_draws:,} further completions were left out")
     if trials.prompts.get("predict"):
@@ -136,6 +142,8 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def _claim(settings: argparse.Namespace) -> Claim:
     """The claim that the arguments make; what belongs to the other one is refused, not ignored."""
+    from lightning_rarlhf.certify.claims import CVaRClaim, RateClaim
+
     if settings.max_rate is not None:
         _require(settings, "--max_rate", wanted=("threshold",), foreign=("alpha", "range"))
         return RateClaim(threshold=settings.threshold, max_rate=settings.max_rate, confidence=settings.confidence)
@@ -170,6 +178,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--confidence", type=_number, default=0.99, help="1 - chance of a wrong claim (default 0.99)")
     parser.add_argument("--score", default="score", help="score, or judge/<name> (default score)")
+    parser.add_argument(
+        "--without_results",
+        action="store_true",
+        help="accept a file that no results.json vouches for, such as predictions.jsonl; that it is whole is on you",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the certificate, or the plan, as JSON")
     return parser
 

@@ -17,6 +17,7 @@ import numpy as np
 from lightning_rarlhf.errors import DataError
 from lightning_rarlhf.functional.checks import Array
 from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, RESULTS
+from lightning_rarlhf.results_schema import read_results
 
 _SPENT = {
     "train": "trained on",
@@ -44,19 +45,22 @@ class Trials:
     """the results file beside it without its metrics, checked against the hash; None = there is none"""
 
 
-def read_trials(where: Path, score: str, first_index: Mapping[str, int]) -> Trials:
+def read_trials(where: Path, score: str, first_index: Mapping[str, int], *, without_results: bool = False) -> Trials:
     """Read the finished generations at `where`.
 
     Args:
         where: the file, or the folder of a run that was tested.
         score: ``score``, or ``judge/<name>`` for that of a held-out judge.
         first_index: number of the first prompt of each split; a lower number is of a file of the user's own.
+        without_results: accept a file that no results file vouches for.
 
     Raises:
         DataError: if the file is missing, unfinished, corrupt or not the one that the results file describes, a
             score is missing or not finite, a completion is there twice, or prompts were used to train or validate.
     """
     path = _find(where)
+    if not without_results:
+        _require_results(path)
     digest, scores, ignored = hashlib.sha256(), array("d"), 0
     seen: set[tuple[int, int]] = set()
     splits: Counter[str] = Counter()
@@ -107,6 +111,17 @@ def _find(where: Path) -> Path:
     if where.is_dir() and (where / PREDICTIONS).exists():
         raise DataError(f"{where}: no {GENERATIONS}; to certify on your own prompts name the file {PREDICTIONS} in it")
     raise DataError(f"{path}: no such file; run `python train.py test` first, or name its {GENERATIONS}")
+
+
+def _require_results(path: Path) -> None:
+    """Refuse a file from which lines may have been taken away without a trace."""
+    if path.name == GENERATIONS and path.with_name(RESULTS).exists():
+        return
+    if path.name == GENERATIONS:
+        reason = f"no {RESULTS} beside it tells whether it is whole; run `python train.py test` again"
+    else:
+        reason = f"nothing tells whether it is whole, as {RESULTS} does of {GENERATIONS}"
+    raise DataError(f"{path}: {reason}, or vouch for it yourself with --without_results")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -179,13 +194,8 @@ def _results(path: Path, sha256: str) -> dict[str, Any] | None:
     results = path.with_name(RESULTS)
     if path.name != GENERATIONS or not results.exists():
         return None
-    try:
-        content = json.loads(results.read_bytes())
-    except (ValueError, OSError):
-        content = None
-    if not isinstance(content, dict):
-        raise DataError(f"{results}: not a JSON object; the file is damaged, run `python train.py test` again")
-    if content.get("generations_sha256") != sha256:
+    content = read_results(results)
+    if content["generations_sha256"] != sha256:
         raise DataError(
             f"{path}: not the file that {results.name} beside it describes: its SHA-256 begins {sha256[:12]}, expected "
             f"{str(content.get('generations_sha256'))[:12]}; run `python train.py test` again"

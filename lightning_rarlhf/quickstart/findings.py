@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from lightning_rarlhf.functional.bounds import clopper_pearson
 from lightning_rarlhf.functional.statistics import (
     Interval,
-    cvar_interval,
     lower_tail_mean,
     mean_interval,
     paired_bootstrap,
 )
+from lightning_rarlhf.functional.tail_intervals import cvar_interval
 from lightning_rarlhf.quickstart.grammar import has_bold_word
 
 Array: TypeAlias = NDArray[np.float64]

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from lightning_rarlhf.functional.risk import tail_size
 from lightning_rarlhf.functional.statistics import (
     Interval,
-    bootstrap_interval,
-    cvar_interval,
     lower_tail_mean,
     mean_interval,
-    paired_cvar_interval,
 )
+from lightning_rarlhf.functional.tail_intervals import cvar_contrast_interval
 from lightning_rarlhf.functional.toxicity import TOXIC_FROM, maximum_toxicity
 from lightning_rarlhf.results import Run
 
@@ -140,8 +138,6 @@ def seed_average(measures: Sequence[Measure], **settings: Unpack[Resampling]) ->
     alpha = measures[0].alpha
     if alpha is None:
         return mean_interval(_known(_per_prompt(measures)), **settings)
-    if _is_single(measures):
-        return cvar_interval(measures[0].values[:, 0], alpha, **settings)
     return _tail_interval(measures, [], alpha, **settings)
 
 
@@ -154,14 +150,7 @@ def paired_difference(after: Sequence[Measure], before: Sequence[Measure], **set
     if alpha is None:
         # the mean's bootstrap of the prompts' differences is the paired bootstrap of the means' difference
         return mean_interval(_known(_per_prompt(after) - _per_prompt(before)), **settings)
-    if _is_single(after) and _is_single(before):
-        return paired_cvar_interval(after[0].values[:, 0], before[0].values[:, 0], alpha, **settings)
     return _tail_interval(after, before, alpha, **settings)
-
-
-def _is_single(measures: Sequence[Measure]) -> bool:
-    """One run, one response per prompt."""
-    return len(measures) == 1 and measures[0].values.shape[1] == 1
 
 
 def _per_prompt(measures: Sequence[Measure]) -> Array:
@@ -188,13 +177,4 @@ def _tail_interval(
     """A resampled prompt brings every run's responses along; each run has its own tail."""
     weights = [1 / len(after)] * len(after) + [-1 / max(1, len(before))] * len(before)
     tables = [each.values for each in (*after, *before)]
-    ends = np.cumsum([table.shape[1] for table in tables])
-
-    def mean_of_tails(sample: Array, axis: int) -> Array:
-        # prompts are the last axis but one, what was measured on them the last
-        total = np.zeros(sample.shape[:axis])
-        for weight, part in zip(weights, np.split(sample, ends[:-1], axis=-1), strict=True):
-            total += weight * lower_tail_mean(part.reshape(*sample.shape[:axis], -1), alpha)
-        return total
-
-    return bootstrap_interval(np.concatenate(tables, axis=1), mean_of_tails, **settings)
+    return cvar_contrast_interval(tables, weights, alpha, **settings)

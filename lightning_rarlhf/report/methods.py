@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.plain_text import name_to_show
+from lightning_rarlhf.report.identity import require_seeds
 from lightning_rarlhf.results import Run
 
-_SEED_FOLDER = re.compile(r"(seed[-_=]?)?\d+|version_\d+", re.IGNORECASE)
+_SEED_FOLDER = re.compile(r"seed[-_=]?\d+", re.IGNORECASE)
 _SEED_SUFFIX = re.compile(r"[-_.]seed[-_=]?\d+$", re.IGNORECASE)
 
 
@@ -38,47 +38,31 @@ def method_folder(run: Path) -> Path:
 
 
 def labels_of(folders: Sequence[Path], given: Mapping[Path, str]) -> list[str]:
-    """A label for each run: the one given, else the method folder's name, with its parent's where that is ambiguous."""
+    """A label for each run: the one given, else the method folder's name, with as many parents as tell it apart."""
     methods = [method_folder(folder) for folder in folders]
     unlabelled = {method for folder, method in zip(folders, methods, strict=True) if folder not in given}
-    names = [method.name for method in unlabelled]
     taken = set(given.values())
-    label = {
-        method: f"{method.parent.name}/{method.name}"
-        if names.count(method.name) > 1 or method.name in taken
-        else method.name
-        for method in unlabelled
-    }
+    label = {method: _shortest_name(method, unlabelled - {method}, taken) for method in unlabelled}
     return [given.get(folder) or name_to_show(label[method]) for folder, method in zip(folders, methods, strict=True)]
+
+
+def _shortest_name(method: Path, others: set[Path], taken: set[str]) -> str:
+    for count in range(1, len(method.parts)):
+        name = "/".join(method.parts[-count:])
+        if name not in taken and not any(other.parts[-count:] == method.parts[-count:] for other in others):
+            return name
+    return method.as_posix()
 
 
 def group(runs: Iterable[Run], labels: Iterable[str]) -> list[Method]:
     """Runs of one label are one method's seeds; methods are in the order of their first run.
 
     Raises:
-        UserError: runs of one label that cannot be seeds of one method: other code, or the very same responses.
+        UserError: runs of one label that are no seeds of one method (`identity.require_seeds`).
     """
     groups: dict[str, list[Run]] = {}
     for run, label in zip(runs, labels, strict=True):
         groups.setdefault(label, []).append(run)
     for label, members in groups.items():
-        _require_seeds(label, members)
+        require_seeds(label, members)
     return [Method(label=label, runs=tuple(members)) for label, members in groups.items()]
-
-
-def _require_seeds(label: str, runs: Sequence[Run]) -> None:
-    seen: dict[str, Run] = {}
-    for run in runs:
-        module, first = run.identity.get("module"), runs[0].identity.get("module")
-        if module != first:
-            raise UserError(
-                f"{label}: {runs[0].folder} is a {first}, {run.folder} a {module}; "
-                "seeds of one method expected, name them apart with --name LABEL=RUN"
-            )
-        generations = str(run.identity["generations_sha256"])
-        if twin := seen.get(generations):
-            raise UserError(
-                f"{label}: {twin.folder} and {run.folder} hold the same responses; "
-                "seeds of one method expected, give each run once"
-            )
-        seen[generations] = run

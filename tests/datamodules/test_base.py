@@ -12,10 +12,10 @@ from jsonargparse import ArgumentParser
 
 import datamodules
 from datamodules import PromptDataModule
-from datamodules.base import FIRST_INDEX
 from datamodules.rows import RowSchema, ValueRule
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.errors import DataError
+from lightning_rarlhf.splits import FIRST_INDEX
 from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.datamodules.data_files import text
 

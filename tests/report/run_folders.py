@@ -73,6 +73,7 @@ def write_run(
         writer.add(completions, _f32(own[rows]))
     finished = writer.finish()
     known = {"module": "PPO", "policy": str(folder), "reference": "start", "reward": REWARD, "data": DATA, "seed": 0}
+    known |= {"training": None, "human_texts": {"n": 2, "sha256": "a" * 64}}
     known |= {"sampling": {"temperature": 1.0, "top_p": 1.0}, "config": str(folder)} | identity
     publish(finished, results_of(finished, summarise(finished, config), known, config))
     return folder

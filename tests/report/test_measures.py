@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lightning_rarlhf.config import EvaluationConfig
-from lightning_rarlhf.functional.statistics import paired_bootstrap, paired_cvar_interval
+from lightning_rarlhf.functional.statistics import mean_interval
+from lightning_rarlhf.functional.tail_intervals import paired_cvar_interval
 from lightning_rarlhf.report.measures import Measure, measure, paired_difference, seed_average
 from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import PROMPTS, difficulty, scores_of, write_run
@@ -77,7 +78,7 @@ def column(values: np.ndarray, alpha: float | None = None) -> Measure:
 def test_the_difference_of_two_means_is_the_paired_bootstrap() -> None:
     a, b = scores_of(1, gain=0.5), scores_of(2)
     found = paired_difference([column(a)], [column(b)], **RESAMPLING)
-    expected = paired_bootstrap(a, b, np.mean, **RESAMPLING)
+    expected = mean_interval(a - b, **RESAMPLING)
     assert (found.estimate, found.low, found.high) == pytest.approx((expected.estimate, expected.low, expected.high))
 
 
