@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -433,9 +434,12 @@ class LanguageModule(GuardedModule):
         With adapters, the frozen weights below them stay out; from the policy's settings they can be found again.
         """
         super().on_save_checkpoint(checkpoint)
-        if self.policy_config.lora is not None:
+        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)  # whose parts are read back with every name
+        if self.policy_config.lora is not None and not sharded:
             checkpoint["state_dict"] = only_trained(self, checkpoint["state_dict"])
-        checkpoint["policy"] = asdict(self.policy_config)
+        # plain numbers: what the command line made of them (PositiveInt, ...) could not be read back safely
+        checkpoint["policy"] = json.loads(json.dumps(asdict(self.policy_config)))
+        checkpoint["trains_critic"] = self.trains_critic
         checkpoint["sampling_seed"] = self.seed
         checkpoint["module"] = type(self).__name__
         checkpoint["training"] = self.training_record()

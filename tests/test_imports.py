@@ -89,6 +89,7 @@ PLACES = (
         2,
         ("lightning_rarlhf/metrics.py", "lightning_rarlhf/generations.py", "lightning_rarlhf/results_file.py"),
     ),
+    Place("lightning_rarlhf/export/__main__.py", 4),
     Place("lightning_rarlhf/export/", 2, ("lightning_rarlhf/export/",)),
     Place("lightning_rarlhf/resume.py", 2),
     Place("lightning_rarlhf/figures.py", 2),

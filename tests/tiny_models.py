@@ -33,10 +33,34 @@ def save_tokenizer(folder: Path, *, pad: str | None = None, eos: str | None = "<
     ).save_pretrained(folder)
 
 
-def causal_lm(family: str, *, vocabulary: int = len(WORDS) + 3, context: int = 64) -> torch.nn.Module:
+def save_qwen_tokenizer(folder: Path, *, context: int = 64) -> None:
+    """Qwen's own kind, byte pairs, with the other families' ids: transformers reads no other kind beside its models."""
+    from transformers import Qwen2Tokenizer
+
+    whole = [f"Ġ{word}" for word in WORDS]
+    parts = sorted({word[:end] for word in whole for end in range(1, len(word))} | set("".join(whole)))
+    names = ("<unk>", "<eos>", "<pad>", *whole, *(part for part in parts if part not in whole))
+    merges = {(word[:end], word[end]): None for word in whole for end in range(1, len(word))}  # each once, in order
+    Qwen2Tokenizer(
+        vocab={name: number for number, name in enumerate(names)},
+        merges=list(merges),
+        unk_token="<unk>",
+        eos_token="<eos>",
+        pad_token="<eos>",
+        add_prefix_space=True,
+        model_max_length=context,
+    ).save_pretrained(folder)
+
+
+QWEN_VOCABULARY = 96
+"""of the tiny Qwen, whose tokenizer knows parts of words too"""
+
+
+def causal_lm(family: str, *, vocabulary: int | None = None, context: int = 64) -> torch.nn.Module:
     """Random model of one architecture: 2 layers of width 16, two heads."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    vocabulary = vocabulary or (QWEN_VOCABULARY if family == "qwen2" else len(WORDS) + 3)
     common = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": None}
     wide = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": context}
     deep = {
@@ -63,7 +87,8 @@ def causal_lm(family: str, *, vocabulary: int = len(WORDS) + 3, context: int = 6
 
 def save_policy(folder: Path, family: str = "gpt2", **tokenizer: object) -> Path:
     causal_lm(family).save_pretrained(folder)
-    save_tokenizer(folder, **tokenizer)  # type: ignore[arg-type]
+    save = save_qwen_tokenizer if family == "qwen2" else save_tokenizer
+    save(folder, **tokenizer)  # type: ignore[operator]
     return folder
 
 

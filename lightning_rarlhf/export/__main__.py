@@ -1,0 +1,95 @@
+"""``python -m lightning_rarlhf.export RUN/checkpoints/last.ckpt FOLDER``: a checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from lightning_rarlhf.config import LoRAConfig, PolicyConfig
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.export import Form, export_policy
+from lightning_rarlhf.one_line_parser import OneLineParser
+from lightning_rarlhf.policy_loading import load_actor_critic
+from lightning_rarlhf.quiet import quiet
+from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.trained_weights import require_trained
+
+
+def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: str | None) -> None:
+    """Build the policy that a checkpoint belongs to, give it the checkpoint's weights and export it.
+
+    Args:
+        checkpoint: a file that `fit` wrote.
+        folder: what to write; replaced once the copy is proven.
+        form: the whole model, or the adapter alone.
+        pretrained: where the starting policy is now, if it was moved; None = where the run found it.
+
+    Raises:
+        UserError: no checkpoint of this library, or its weights are not those of the policy.
+    """
+    content = _read(checkpoint)
+    policy = _policy_of(content["policy"])
+    if pretrained is not None:
+        policy = replace(policy, pretrained=pretrained)
+    tokenizer = load_tokenizer(policy.pretrained, policy.revision)
+    holder = nn.ModuleDict({"actor": load_actor_critic(policy, tokenizer)})
+    weights = {name: value for name, value in content["state_dict"].items() if name.startswith("actor.")}
+    require_trained(holder, weights, adapted=policy.lora is not None)
+    holder.load_state_dict(weights, strict=False)
+    actor: Any = holder["actor"]
+    export_policy(actor, tokenizer, folder, with_critic=content["trains_critic"], form=form, policy=policy)
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    if checkpoint.is_dir():
+        raise UserError(
+            f"{checkpoint}: a checkpoint in parts; join them first: "
+            f"python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint}"
+        )
+    try:
+        content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"{checkpoint}: no such file; give RUN/checkpoints/last.ckpt") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{checkpoint}: not a checkpoint, or a damaged one ({type(error).__name__})") from None
+    if not isinstance(content, dict) or not {"policy", "state_dict", "trains_critic"} <= content.keys():
+        raise UserError(f"{checkpoint}: not a checkpoint of this library, or of a version before this one")
+    return dict(content)
+
+
+def _policy_of(settings: dict[str, Any]) -> PolicyConfig:
+    lora = settings["lora"]
+    return PolicyConfig(**{**settings, "lora": None if lora is None else LoRAConfig(**lora)})
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Parse `args` (none = the command line) and export; 2 and one line on the error stream for a mistake."""
+    parser = OneLineParser(prog="python -m lightning_rarlhf.export", description=__doc__, formatter_class=_Formatter)
+    parser.add_argument("checkpoint", type=Path, help="file that fit wrote")
+    parser.add_argument("folder", type=Path, help="what to write")
+    parser.add_argument("--form", choices=get_args(Form), default="merged", help="whole model, or its adapter alone")
+    parser.add_argument("--pretrained", help="the starting policy, if it is not where the run found it")
+    asked = parser.parse_args(args)
+    quiet()
+    try:
+        export_checkpoint(asked.checkpoint, asked.folder, asked.form, asked.pretrained)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"exported {asked.checkpoint} to {asked.folder}\n")
+    return 0
+
+
+_Formatter = argparse.ArgumentDefaultsHelpFormatter
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
