@@ -27,14 +27,20 @@ class Method:
     """configuration that is laid over the task's to test it; None = the task's own"""
     complete: bool = False
     """`fit` is a complete configuration, not an overlay"""
+    over: str = "{task}.yaml"
+    """what `fit` is laid over, if it is an overlay"""
+    product: str = "huggingface"
+    """what `fit` leaves in its folder, for `experts` of others"""
     seeded: bool = False
     """trained with every seed; else once"""
     starts_from: str | None = "sft"
     """method whose policy it starts from, or is applied to; None = the policy of the command line"""
     experts: tuple[tuple[str, str], ...] = ()
-    """settings of `test` that name other methods' policies"""
+    """settings of `test` that name other methods' products"""
     settings: Command = ()
     """further arguments of `fit`"""
+    test_settings: Command = ()
+    """further arguments of `test`"""
     shown: bool = True
     """has a row in the report; else it is only a part of others"""
 
@@ -46,10 +52,73 @@ class Method:
         return tuple(dict.fromkeys([*start, *reference, *(name for _, name in self.experts)]))
 
 
+# Decoding-time methods draw from the policy of the command line, the base; what they need is fitted from it, too.
+_DECODING = (
+    Method(name="prompted", label="prompted", test="baselines/prompted/{task}.yaml", starts_from=None),
+    Method(name="self_debias", label="Self-Debias", test="baselines/self_debias/{task}.yaml", starts_from=None),
+    Method(
+        name="anti_expert",
+        label="anti-expert",
+        fit="sft/{task}.yaml",
+        complete=True,
+        starts_from=None,
+        settings=("--data.sft_class", "unwanted"),
+        shown=False,
+    ),
+    Method(
+        name="dexperts",
+        label="DExperts",
+        test="baselines/dexperts/{task}.yaml",
+        starts_from=None,
+        experts=(("--model.method.expert", "sft"), ("--model.method.anti_expert", "anti_expert")),
+    ),
+    Method(
+        name="class_lm",
+        label="class-conditional LM",
+        fit="baselines/class_lm/{task}.yaml",
+        over="sft/{task}.yaml",
+        starts_from=None,
+        shown=False,
+    ),
+    Method(
+        name="gedi",
+        label="GeDi",
+        test="baselines/gedi/{task}.yaml",
+        starts_from=None,
+        experts=(("--model.method.class_lm", "class_lm"),),
+    ),
+    Method(
+        name="risk_head",
+        label="risk head",
+        fit="baselines/risk_head/{task}.yaml",
+        product="risk_head.safetensors",
+        starts_from=None,
+        shown=False,
+    ),
+    Method(
+        name="rect",
+        label="RECT",
+        test="baselines/rect/{task}.yaml",
+        starts_from=None,
+        experts=(("--model.method.head", "risk_head"),),
+    ),
+    *(
+        Method(
+            name=f"best_of_{k}",
+            label=f"best of {k}",
+            test="baselines/best_of_k/{task}.yaml",
+            starts_from=None,
+            test_settings=("--model.method.k", str(k)),
+        )
+        for k in (2, 4, 8, 16)
+    ),
+)
+
 # {task} is the task's name. The order is that of the report.
 METHODS = (
     Method(name="sft", label="SFT", fit="sft/{task}.yaml", complete=True, starts_from=None),
     Method(name="base", label="base", starts_from=None),
+    *_DECODING,
     Method(name="rlhf", label="RLHF", fit="rlhf/{task}.yaml", seeded=True),
     Method(name="rarlhf", label="RA-RLHF", fit="{task}.yaml", complete=True, seeded=True),
     Method(
@@ -138,7 +207,7 @@ def report_command(settings: Settings) -> Command:
 def _stages_of(method: Method, settings: Settings) -> Iterable[Stage]:
     for folder, seed in _runs_of(method, settings):
         suffix = f" seed {seed}" if method.seeded else ""
-        exported = folder / "huggingface" / "config.json"
+        made = folder / method.product
         before = tuple(f"{needed}: fit" for needed in method.needs)
         if method.fit is not None:
             yield Stage(
@@ -147,7 +216,7 @@ def _stages_of(method: Method, settings: Settings) -> Iterable[Stage]:
                 kind="fit",
                 command=("fit", *_fit_arguments(method, settings, folder, seed)),
                 needs=tuple(f"{needed}: fit" for needed in method.needs if needed != method.name),
-                done=exported,
+                done=made if made.suffix else made / "config.json",
             )
             before = (*before, f"{method.name}{suffix}: fit")
         if method.shown:
@@ -164,8 +233,8 @@ def _stages_of(method: Method, settings: Settings) -> Iterable[Stage]:
 def _fit_arguments(method: Method, settings: Settings, folder: Path, seed: int) -> Command:
     assert method.fit is not None
     own = _config(settings, method.fit)
-    configs = own if method.complete else (*_config(settings, "{task}.yaml"), *own)
-    rewarded = not (method.fit or "").startswith("sft/")
+    configs = own if method.complete else (*_config(settings, method.over), *own)
+    rewarded = not any(name.startswith("sft/") for name in (method.fit, method.over))
     return (
         *configs,
         *("--model.policy.pretrained", _start(method, settings)),
@@ -180,13 +249,15 @@ def _fit_arguments(method: Method, settings: Settings, folder: Path, seed: int) 
 def _test_arguments(method: Method, settings: Settings, folder: Path) -> Command:
     overlay = () if method.test is None else _config(settings, method.test)
     policy = str(folder / "huggingface") if method.fit is not None else _start(method, settings)
-    experts = [word for key, name in method.experts for word in (key, str(settings.runs / name / "huggingface"))]
+    products = {method.name: method.product for method in METHODS}
+    experts = [word for key, name in method.experts for word in (key, str(settings.runs / name / products[name]))]
     return (
         *(*_config(settings, "{task}.yaml"), *overlay),
         *("--model.policy.pretrained", policy, "--model.reference", str(settings.runs / "sft" / "huggingface")),
         *_data(settings),
         *_reward(settings),
         *experts,
+        *method.test_settings,
         *("--trainer.default_root_dir", str(folder)),
         *_extra(method, "test", settings),
     )
