@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.plain_text import visible
 from lightning_rarlhf.report.comparison import Comparison, compare, require_resamples
-from lightning_rarlhf.report.document import TEXTS, Report, write_report
+from lightning_rarlhf.report.document import MAIN, TEXTS, Report, write_report
 from lightning_rarlhf.report.figure_distribution import draw_distribution_shift
 from lightning_rarlhf.report.figure_frontier import draw_frontier, has_kl
 from lightning_rarlhf.report.figure_matched import draw_matched_kl
@@ -65,24 +66,35 @@ def assemble(request: Request) -> list[Path]:
     matched = match_kl(sweeps, alpha=request.alpha, resamples=request.resamples, seed=request.seed) if sweeps else None
     remarks = notes(comparison) if comparison else []
     _show(comparison, matched, remarks)
-    pictures = list(_pictures(request, methods, sweeps, matched)) if request.figures else []
-    report = Report(
-        runs=_merged(everything),
-        comparison=comparison,
-        matched=matched,
-        notes=remarks,
-        pictures=[path for path in pictures if path.suffix == ".png"],
-    )
-    written = [*pictures, *write_report(report, request.output)]
-    _remove_former(request.output, written)
-    return written
+    request.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=request.output, prefix=".report-") as scratch:
+        staged = replace(request, output=Path(scratch))
+        pictures = list(_pictures(staged, methods, sweeps, matched)) if request.figures else []
+        report = Report(
+            runs=_merged(everything),
+            comparison=comparison,
+            matched=matched,
+            notes=remarks,
+            pictures=[path for path in pictures if path.suffix == ".png"],
+        )
+        ready = [*pictures, *write_report(report, staged.output)]
+        return _put_in_place([path.relative_to(scratch) for path in ready], Path(scratch), request.output)
 
 
-def _remove_former(folder: Path, written: Sequence[Path]) -> None:
-    """Take away what an earlier report left in this folder and this one does not have: it would seem to belong."""
+def _put_in_place(names: Sequence[Path], ready: Path, folder: Path) -> list[Path]:
+    """Replace the former report; files of other names are left alone.
+
+    Everything is written before the first file moves. The former report.md goes first and the new one comes last:
+    whenever the process is killed, report.md is either missing or belongs to the files beside it.
+    """
+    (folder / MAIN).unlink(missing_ok=True)
     pictures = (f"figures/{name}.{kind}" for name in _PICTURES for kind in ("png", "pdf"))
-    for path in {folder / name for name in (*TEXTS, *pictures)} - set(written):
-        path.unlink(missing_ok=True)
+    for path in {folder / name for name in (*TEXTS, *pictures)} - {folder / name for name in names}:
+        path.unlink(missing_ok=True)  # of an earlier report: it would seem to belong to this one
+    for name in sorted(names, key=lambda name: name == Path(MAIN)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(ready / name, folder / name)
+    return [folder / name for name in names]
 
 
 def _read(request: Request) -> tuple[list[Method], list[Method]]:
@@ -99,6 +111,7 @@ def _read(request: Request) -> tuple[list[Method], list[Method]]:
     sweeps = group(
         [read(_key(folder)) for _, runs in request.sweeps for folder in runs],
         [label for label, runs in request.sweeps for _ in runs],
+        sweep=True,
     )
     return methods, sweeps
 

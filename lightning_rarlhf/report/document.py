@@ -28,7 +28,8 @@ from lightning_rarlhf.report.tables import (
     paper_metrics,
 )
 
-TEXTS = ("report.md", "table.csv", "table.tex", "matched_kl.csv")
+MAIN = "report.md"
+TEXTS = (MAIN, "table.csv", "table.tex", "matched_kl.csv")
 """every text file that a report can have"""
 _SHOWN_KL = 5
 """KL values of the table in report.md; the CSV file has them all"""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_rarlhf.errors import UserError
@@ -42,19 +43,44 @@ def require_seeds(label: str, runs: Sequence[Run]) -> None:
         UserError: naming the two runs and what they differ in, or that they are one and the same.
     """
     first = runs[0]
-    seen: dict[str, Run] = {}
     for run in runs:
         if difference := _first_difference(first, run):
             raise UserError(
                 f"{label}: {difference}; seeds of one method expected, name them apart with --name LABEL=RUN"
             )
-        for what in _its_own(run):
+    _require_apart(label, runs, _its_own)
+
+
+def require_points(label: str, runs: Sequence[Run]) -> None:
+    """Refuse a sweep that has one run twice.
+
+    Raises:
+        UserError: naming the two.
+    """
+    _require_apart(label, runs, _responses)
+
+
+def _require_apart(label: str, runs: Sequence[Run], of: Callable[[Run], Iterator[str]]) -> None:
+    seen: dict[str, Run] = {}
+    for run in runs:
+        for what in of(run):
             if twin := seen.get(what):
-                raise UserError(
-                    f"{label}: {twin.folder} and {run.folder} have the same {what}; "
-                    "seeds of one method expected, give each once"
-                )
+                raise UserError(f"{label}: {twin.folder} and {run.folder} have the same {what}; give each run once")
             seen[what] = run
+
+
+def same_reference(first: Run, run: Run) -> bool:
+    """Whether both measure KL from the same model: equal weights where both record them, else equal names."""
+    hashes = [each.identity.get("reference_sha256") for each in (first, run)]
+    if None not in hashes:
+        return hashes[0] == hashes[1]
+    return reference_of(first.identity.get("reference")) == reference_of(run.identity.get("reference"))
+
+
+def reference_of(name: object) -> str:
+    """A reference's name; a folder by its real path."""
+    text = str(name)
+    return os.path.realpath(text) if os.path.isdir(text) else text
 
 
 def seeds_unknown(runs: Sequence[Run]) -> bool:
@@ -64,9 +90,13 @@ def seeds_unknown(runs: Sequence[Run]) -> bool:
 
 def _its_own(run: Run) -> Iterator[str]:
     """What no two seeds have in common."""
-    yield f"responses (sha256 {str(run.identity['generations_sha256'])[:12]}…)"
+    yield from _responses(run)
     if training_of(run).get("seed") is not None:
         yield f"training seed, {training_of(run)['seed']}"
+
+
+def _responses(run: Run) -> Iterator[str]:
+    yield f"responses (sha256 {str(run.identity['generations_sha256'])[:12]}…)"
 
 
 def _first_difference(first: Run, run: Run) -> str:

@@ -1,7 +1,8 @@
 """Mean and tail reward of methods at equal KL from the reference, interpolated between runs at different KL.
 
 A method's runs (checkpoints, or a sweep of KL targets) are points (KL, reward). Points closer together than 5 % of the
-method's KL range, such as the seeds of one target, count as one. Between points the reward is linear in √KL, the
+method's KL range count as one. Training seeds of one configuration are one point wherever their KL came out, and its
+interval adds the variance between them (`seed_noise`). Between points the reward is linear in √KL, the
 distance in which gains are nearly straight (Gao, Schulman and Hilton, "Scaling laws for reward model overoptimization",
 2023); every interval is widened to hold the interval of a line in KL itself as well, so that what rests on the choice
 of the rule is not claimed. Where neighbouring runs are further apart than half the method's range of √KL, no rule is
@@ -26,7 +27,9 @@ from numpy.typing import NDArray
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.risk import tail_size
 from lightning_rarlhf.functional.statistics import lower_tail_mean
+from lightning_rarlhf.report.identity import same_reference
 from lightning_rarlhf.report.methods import Method
+from lightning_rarlhf.report.seed_noise import has_unseeded_points, seed_groups, with_seed_noise
 from lightning_rarlhf.results import Run
 
 Array: TypeAlias = NDArray[np.float64]
@@ -111,6 +114,8 @@ class MatchedKL:
     confidence: float
     tail_size: int
     """responses in the tail; fewer than `LEAST_TAIL` are given no interval"""
+    unseeded: tuple[str, ...] = ()
+    """methods with a point of a single training run, whose chance the intervals do not cover"""
 
 
 def match_kl(sweeps: Sequence[Method], *, alpha: float, resamples: int = 1000, seed: int = 0) -> MatchedKL:
@@ -128,8 +133,8 @@ def match_kl(sweeps: Sequence[Method], *, alpha: float, resamples: int = 1000, s
     _require_sweeps(sweeps, alpha)
     confidence = sweeps[0].runs[0].confidence
     samples = [
-        _Samples.of(sweep, parts)
-        for sweep, parts in zip(sweeps, _resample(sweeps, alpha, resamples, seed), strict=True)
+        _Samples.of(sweep, parts, seed=seed + 1 + number)
+        for number, (sweep, parts) in enumerate(zip(sweeps, _resample(sweeps, alpha, resamples, seed), strict=True))
     ]
     scores = sweeps[0].runs[0].columns["score"]
     return MatchedKL(
@@ -138,6 +143,7 @@ def match_kl(sweeps: Sequence[Method], *, alpha: float, resamples: int = 1000, s
         alpha=alpha,
         confidence=confidence,
         tail_size=tail_size(scores.size, alpha),
+        unseeded=tuple(sweep.label for sweep in sweeps if has_unseeded_points(sweep)),
     )
 
 
@@ -172,8 +178,8 @@ def require_tail_share(run: Run, alpha: float) -> None:
 def _require_kl(run: Run, first: Run) -> None:
     if "kl" not in run.columns or not np.isfinite(run.columns["kl"]).all():
         raise UserError(f"{run.folder}: KL is missing in its generations; test it with model.reference set")
-    ours, theirs = first.identity.get("reference"), run.identity.get("reference")
-    if ours != theirs:
+    if not same_reference(first, run):
+        ours, theirs = first.identity.get("reference"), run.identity.get("reference")
         raise UserError(
             f"references differ: {first.folder} measures KL from {ours}, {run.folder} from {theirs}; "
             "equal KL means nothing then, test both with one model.reference"
@@ -224,7 +230,9 @@ class _Samples:
     """[R, K] by statistic"""
 
     @classmethod
-    def of(cls, sweep: Method, resampled: _Resampled) -> _Samples:
+    def of(cls, sweep: Method, resampled: _Resampled, seed: int) -> _Samples:
+        seeds = seed_groups(sweep.runs)
+        resampled = _Resampled(*with_seed_noise(np.stack(resampled), seeds, seed))
         pools = _pools(resampled.kl[0])
         if len(pools) < 2:
             raise UserError(
@@ -315,8 +323,13 @@ def _pointwise(samples: Array, confidence: float) -> Curve:
 
 
 def _simultaneous(samples: Array, confidence: float) -> Curve:
-    """Band that holds at every KL at once: estimate ± c·se, c the quantile of the greatest |deviation|/se."""
-    estimate, error = samples[0], samples[1:].std(axis=0)
+    """Band that holds at every KL at once: estimate ± c·e, c the quantile of the greatest |deviation|/e.
+
+    e is the deviation that is exceeded at that KL alone with chance 1 − confidence.
+    """
+    estimate = samples[0]
+    # a quantile, not a standard deviation, which few training seeds (Student's t of 1 or 2 degrees) do not have
+    error = np.quantile(np.abs(samples[1:] - estimate), confidence, axis=0)
     certain = error <= 1e-12
     deviation = np.abs(samples[1:] - estimate) / np.where(certain, 1.0, error)
     greatest = np.where(certain, 0.0, deviation).max(axis=1)

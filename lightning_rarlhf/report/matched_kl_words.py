@@ -14,8 +14,17 @@ def statements(result: MatchedKL) -> list[str]:
     """Who is ahead at which KL, a sentence a line."""
     said = [line for match in result.matches for line in _statements_of(match, result)]
     if any(len(match.kl) for match in result.matches):
-        said.append("These intervals cover prompts, not training seeds: another training may change who is ahead.")
+        said.append(_covered(result))
     return said
+
+
+def _covered(result: MatchedKL) -> str:
+    if not result.unseeded:
+        return "These intervals cover prompts and training seeds (Student's t over the seeds of each point)."
+    return (
+        f"One training run a point of {', '.join(result.unseeded)}: these intervals cover prompts, not training seeds, "
+        "there; another training may change who is ahead."
+    )
 
 
 def _statements_of(match: Match, result: MatchedKL) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_rarlhf.plain_text import name_to_show
-from lightning_rarlhf.report.identity import require_seeds
+from lightning_rarlhf.report.identity import require_points, require_seeds
 from lightning_rarlhf.results import Run
 
 _SEED_FOLDER = re.compile(r"seed[-_=]?\d+", re.IGNORECASE)
@@ -54,15 +54,16 @@ def _shortest_name(method: Path, others: set[Path], taken: set[str]) -> str:
     return method.as_posix()
 
 
-def group(runs: Iterable[Run], labels: Iterable[str]) -> list[Method]:
-    """Runs of one label are one method's seeds; methods are in the order of their first run.
+def group(runs: Iterable[Run], labels: Iterable[str], *, sweep: bool = False) -> list[Method]:
+    """Runs of one label are one method's seeds, or its points in a sweep; methods are in the order of their first run.
 
     Raises:
-        UserError: runs of one label that are no seeds of one method (`identity.require_seeds`).
+        UserError: runs of one label that are no seeds of one method (`identity.require_seeds`), or a run that
+            a sweep has twice.
     """
     groups: dict[str, list[Run]] = {}
     for run, label in zip(runs, labels, strict=True):
         groups.setdefault(label, []).append(run)
     for label, members in groups.items():
-        require_seeds(label, members)
+        (require_points if sweep else require_seeds)(label, members)
     return [Method(label=label, runs=tuple(members)) for label, members in groups.items()]

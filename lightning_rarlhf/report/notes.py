@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 from lightning_rarlhf.report.comparison import Comparison
+from lightning_rarlhf.report.identity import same_reference, seeds_unknown
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.numbers import decimals_for, ends, number
 
@@ -13,19 +13,15 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_new_tokens", "max_new_tokens"
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Of unequal sampling, references and KL; the last only where the difference is clear."""
-    return [*_sampling(comparison.methods), *_references(comparison.methods), *_kl(comparison)]
+    """Of unequal sampling, seeds without a record, unequal references, and KL where its difference is clear."""
+    methods = comparison.methods
+    return [*_sampling(methods), *_unrecorded(methods), *_references(methods), *_kl(comparison)]
 
 
 def one_reference(methods: Sequence[Method]) -> bool:
     """Whether every run's KL is measured from the same model."""
-    return len({reference_of(run.identity.get("reference")) for method in methods for run in method.runs}) == 1
-
-
-def reference_of(name: object) -> str:
-    """A reference's name; a folder by its real path."""
-    text = str(name)
-    return os.path.realpath(text) if os.path.isdir(text) else text
+    runs = [run for method in methods for run in method.runs]
+    return all(same_reference(runs[0], run) for run in runs)
 
 
 def _sampling(methods: Sequence[Method]) -> Iterator[str]:
@@ -38,6 +34,12 @@ def _sampling(methods: Sequence[Method]) -> Iterator[str]:
             yield (
                 f"Sampling differs: {key} is " + "; ".join(f"{value} in {label}" for label, value in used.items()) + "."
             )
+
+
+def _unrecorded(methods: Sequence[Method]) -> Iterator[str]:
+    for method in methods:
+        if seeds_unknown(method.runs):
+            yield f"{method.label}: how its runs were trained is not recorded; they are taken as seeds by name."
 
 
 def _references(methods: Sequence[Method]) -> Iterator[str]:

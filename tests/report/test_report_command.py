@@ -127,7 +127,7 @@ def spoil(runs: Path, how: str) -> None:
         ("", ["sft", "--nonsense"], "unrecognized arguments: --nonsense"),
         ("", ["--sweep", "A=sft,rarlhf"], "--sweep: got 1 method"),
         ("", ["--sweep", "A=sft,rarlhf", "--sweep", "B=sft"], "--sweep B: got a single run, sft"),
-        ("", ["--sweep", "A=sft,sft", "--sweep", "B=sft,rarlhf"], "A: sft and sft hold the same responses"),
+        ("", ["--sweep", "A=sft,sft", "--sweep", "B=sft,rarlhf"], "A: sft and sft have the same responses"),
         ("imdb", ["sft", "other"], "datasets differ: sft has synthetic, other has imdb"),
         ("seed", ["sft", "other"], "evaluation seeds differ: sft has 0, other has 4"),
         ("reward", ["sft", "other"], "reward models differ"),
@@ -168,3 +168,44 @@ def test_help_is_quick_and_names_the_options() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for option in ("RUN", "--name", "--sweep", "--output", "--alpha", "--no-figures"):
         assert option in done.stdout
+
+
+def test_a_late_error_leaves_the_former_report_whole(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["sft", "--output", "out"]) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightning_rarlhf.report.assemble.write_report", full)
+    assert main(["rarlhf", "--output", "out"]) == 2
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    assert not list(Path("out").glob(".report-*"))
+
+
+def test_a_kill_between_two_files_leaves_no_report_of_mixed_ones(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    assert main(["sft", "--output", "out"]) == 0
+    inner, moved = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).parent.name in ("out", "figures") and ".report-" in str(source):
+            if len(moved) == 3:
+                raise KeyboardInterrupt
+            moved.append(target)
+        inner(source, target)
+
+    monkeypatch.setattr("lightning_rarlhf.report.assemble.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(["rarlhf", "--output", "out"])
+    assert not Path("out/report.md").exists()
+
+
+def test_a_sweep_of_several_configurations_is_no_set_of_seeds(runs: Path) -> None:
+    from lightning_rarlhf.provenance import training_record
+
+    for number, kl in enumerate((1.0, 2.0, 4.0)):
+        training = training_record("PPO", {"target": kl}, seed=0, steps=3)
+        write_run(Path(f"t{number}"), scores_of(20 + number), kl=kl, training=training)
+    assert main(["--sweep", "A=t0,t1,t2", "--sweep", "B=t0,t2", "--no-figures", "--output", "out"]) == 0

@@ -1,0 +1,89 @@
+"""Training seeds of one point of a sweep: which runs they are, and what their chance adds to a point's interval.
+
+k seeds of one configuration scatter in KL, mean and tail reward together. Each resample moves the seeds' average by a
+draw from the multivariate Student t of k − 1 degrees of freedom with their covariance over k, so that the spread of two
+or three seeds is not taken for the true one. It comes on top of the prompts' resampling; what differs from seed to seed
+by chance of sampling alone is counted twice: intervals are rather too wide than too narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_rarlhf.report.identity import training_of
+from lightning_rarlhf.report.methods import Method, method_folder
+from lightning_rarlhf.results import Run
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
+    """Numbers of the runs that are training seeds of one point, in the order of their first.
+
+    Runs whose training is recorded are seeds if the record differs in the seed alone; where one seed comes up again,
+    as several checkpoints of each training, only those of equal steps are. Runs whose training is not recorded are
+    seeds if their folders differ in a seed alone.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number, run in enumerate(runs):
+        groups.setdefault(_point(run), []).append(number)
+    found: list[list[int]] = []
+    for members in groups.values():
+        seeds = [training_of(runs[number]).get("seed") for number in members]
+        if len(set(seeds)) == len(seeds) or seeds[0] is None:
+            found.append(members)
+            continue
+        steps = [training_of(runs[number]).get("steps") for number in members]
+        found += [[n for n, own in zip(members, steps, strict=True) if own == each] for each in dict.fromkeys(steps)]
+    return sorted(found)
+
+
+def has_unseeded_points(method: Method) -> bool:
+    """Whether a point of the method rests on one training run; the reference itself, at KL 0, was not trained."""
+    return any(len(group) == 1 and _was_trained(method.runs[group[0]]) for group in seed_groups(method.runs))
+
+
+def with_seed_noise(samples: Array, groups: Sequence[Sequence[int]], seed: int) -> Array:
+    """One column per group: the seeds' average, moved in every resample by the chance of the seeds.
+
+    Args:
+        samples: [3, R, K], KL, mean and tail reward of K runs in every resample; row 0 of R is the data as they are.
+        groups: numbers of the runs of each point.
+        seed: of the draws.
+
+    Returns:
+        [3, R, points]; row 0 is the average itself.
+    """
+    generator = np.random.default_rng(seed)
+    columns = []
+    for group in groups:
+        own = samples[:, :, list(group)]
+        average = own.mean(axis=2)
+        if len(group) > 1:
+            average[:, 1:] += _noise(own[:, 0], average.shape[1] - 1, generator)
+        columns.append(average)
+    return np.stack(columns, axis=2)
+
+
+def _noise(seeds: Array, resamples: int, generator: np.random.Generator) -> Array:
+    """[3, resamples], of k seeds [3, k]: multivariate t of k − 1 degrees with the covariance of their mean."""
+    count = seeds.shape[1]
+    spread = (seeds - seeds.mean(axis=1, keepdims=True)) / np.sqrt(count * (count - 1))
+    normal = spread @ generator.normal(size=(count, resamples))
+    return np.asarray(normal / np.sqrt(generator.chisquare(count - 1, size=resamples) / (count - 1)))
+
+
+def _point(run: Run) -> tuple[object, ...]:
+    training = training_of(run)
+    if training.get("method_sha256"):
+        return "recorded", training["method_sha256"], str(run.identity.get("sampling")), str(run.identity.get("method"))
+    return "folder", method_folder(run.folder)
+
+
+def _was_trained(run: Run) -> bool:
+    """Whatever is no reference of its own: the reference's KL is 0 for every response."""
+    return bool((run.columns["kl"] != 0).any())
