@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,11 +64,18 @@ def gedi(base: Tensor, wanted: Tensor, omega: float, rho: float, tau: float, ban
     if rho >= 1:
         return weighted
     allowed = weighted if ban is None else weighted.masked_fill(ban, -torch.inf)
-    order = wanted.argsort(dim=-1, descending=True, stable=True)
+    order = _descending_order(wanted)
     mass = allowed.softmax(dim=-1).gather(-1, order)
     # a token is out when those before it already hold ρ; banned tokens hold nothing, so one that may be drawn stays
     outside = torch.zeros_like(mass, dtype=torch.bool).scatter(-1, order, mass.cumsum(dim=-1) - mass >= rho)
     return weighted.masked_fill(outside & (wanted <= math.log(max(tau, 1e-45))), -torch.inf)
+
+
+def _descending_order(values: Tensor) -> Tensor:
+    """Columns of each row by value, largest first; numpy's sort is about twice as fast as torch's on a CPU."""
+    if values.device.type == "cpu" and values.dtype == torch.float32:
+        return torch.from_numpy(np.argsort(values.numpy(), axis=-1)).flip(-1)
+    return values.argsort(dim=-1, descending=True)
 
 
 def self_debias(base: Tensor, biased: list[Tensor], decay: float, floor: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -49,16 +50,28 @@ def warp(logits: Tensor, sampling: SamplingConfig, *, ban: Tensor | None = None,
 
 
 def _filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """bool [N, V]; True = outside the k likeliest tokens, or outside the likeliest tokens that hold mass `top_p`."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    out = torch.zeros_like(ordered, dtype=torch.bool)
-    if top_k:
-        out[:, top_k:] = True
+    """bool [N, V]; True = outside the k likeliest tokens, or outside the likeliest tokens that hold mass `top_p`.
+
+    Of equally likely tokens those with the lower ids count as likelier.
+    """
+    ordered = _descending(logits)
+    size = torch.full_like(ordered[:, :1], min(top_k or ordered.shape[1], ordered.shape[1]), dtype=torch.int64)
     if top_p < 1.0:
-        probs = ordered.masked_fill(out, -torch.inf).softmax(dim=-1)
+        beyond = torch.arange(ordered.shape[1], device=logits.device) >= size
+        probs = ordered.masked_fill(beyond, -torch.inf).softmax(dim=-1)
         # a token is out when the mass before it already reaches top_p, so the likeliest is always in
-        out |= probs.cumsum(dim=-1) - probs >= top_p
-    return torch.zeros_like(out).scatter(1, order, out)
+        size = size.minimum((probs.cumsum(dim=-1) - probs < top_p).sum(dim=-1, keepdim=True))
+    least = ordered.gather(1, size - 1)
+    above, tied = logits > least, logits == least
+    spare = size - above.sum(dim=-1, keepdim=True)
+    return ~(above | (tied & (tied.cumsum(dim=-1) <= spare)))
+
+
+def _descending(logits: Tensor) -> Tensor:
+    """Each row's values, largest first; numpy's sort is several times as fast as torch's on a CPU."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return torch.from_numpy(np.sort(logits.numpy(), axis=-1)).flip(-1)
+    return logits.sort(dim=-1, descending=True).values
 
 
 def eos_ban(steps: Tensor, width: int, eos_token_ids: Tensor, sampling: SamplingConfig) -> Tensor | None:

@@ -102,3 +102,22 @@ def test_half_precision_logits_are_normalised_in_float32(case):
     assert logprobs.dtype == torch.float32
     exact = (hidden @ weight.T).bfloat16().double().log_softmax(-1).gather(2, tokens[..., None]).squeeze(-1)
     torch.testing.assert_close(logprobs.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [0.2, 4.0])
+@pytest.mark.parametrize("step", [None, 0.25])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (0, 0.999), (7, 1.0), (40, 0.6), (500, 0.5)])
+def test_the_filter_is_that_of_a_stable_sort(spread, step, top_k, top_p):
+    """Against a full sort with indices; rounded logits have many ties, and one token is banned."""
+    logits = spread * torch.randn(6, 300, generator=torch.Generator().manual_seed(0))
+    logits = logits if step is None else (logits / step).round() * step
+    ban = torch.zeros_like(logits, dtype=torch.bool)
+    ban[:, 3] = True
+    ordered, order = logits.masked_fill(ban, -torch.inf).sort(dim=-1, descending=True, stable=True)
+    out = torch.arange(300).expand(6, -1) >= (top_k or 300)
+    if top_p < 1.0:
+        probs = ordered.masked_fill(out, -torch.inf).softmax(dim=-1)
+        out = out | (probs.cumsum(dim=-1) - probs >= top_p)
+    removed = torch.zeros_like(ban).scatter(1, order, out) | ban
+    warped = warp(logits, SamplingConfig(top_k=top_k, top_p=top_p), ban=ban)
+    assert ((warped == -torch.inf) == removed).all()
