@@ -68,6 +68,8 @@ def main(args: ArgsType = None) -> None:
     """Parse `args` (none = the command line) and run. A mistake of the user's is one line and exit status 2."""
     try:
         TrainCLI(LanguageModule, PromptDataModule, args=args)
+    except KeyboardInterrupt:  # before a fit has begun; later see `StopOnSignal`
+        raise SystemExit(130) from None
     except (ValueError, MisconfigurationException) as error:
         mistake = error if isinstance(error, MisconfigurationException) else mistake_behind(error)
         if mistake is None:

@@ -5,5 +5,6 @@ from callbacks.hugging_face_export import HuggingFaceExport
 from callbacks.prompt_perplexity import PromptPerplexity
 from callbacks.risk_schedule import RiskSchedule
 from callbacks.run_checkpoint import RunCheckpoint
+from callbacks.stop_on_signal import StopOnSignal
 
-__all__ = ["DriftAlarm", "HuggingFaceExport", "PromptPerplexity", "RiskSchedule", "RunCheckpoint"]
+__all__ = ["DriftAlarm", "HuggingFaceExport", "PromptPerplexity", "RiskSchedule", "RunCheckpoint", "StopOnSignal"]

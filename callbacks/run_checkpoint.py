@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from jsonargparse.typing import NonNegativeInt, PositiveInt
-from lightning.pytorch.callbacks import ModelCheckpoint
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.safe_checkpoint import NotWrittenError, OnWriteError, SafeCheckpoint
+from lightning_rarlhf.consent import CHECKPOINT_KEY
 from lightning_rarlhf.errors import UserError
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(SafeCheckpoint):
     """``last.ckpt`` every few iterations and at the end; ``best-…ckpt`` after validations that beat the others.
 
-    Lightning's own checkpoint callback saves either by steps or by a monitored metric; a run needs both.
+    Lightning's own checkpoint callback saves either by steps or by a monitored metric; a run needs both. A validation
+    is between two writes of ``last.ckpt``: a run that is killed in it validates first when it is resumed.
 
     With a guard, a state is the best only among those that have not paid for it elsewhere: reward alone is highest
     where the policy has forgotten how people write. The guard's start is measured before the first iteration, by a
@@ -28,18 +32,22 @@ class RunCheckpoint(ModelCheckpoint):
         self,
         dirpath: str | None = None,
         every_n_iterations: PositiveInt = 25,
+        every_n_minutes: PositiveFloat | None = None,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "max",
         save_top_k: NonNegativeInt = 1,
         guard: str | None = None,
         max_rise: float = 0.2,
         guard_start: float | None = None,
+        on_write_error: OnWriteError = "stop",
     ) -> None:
         """Choose what is kept.
 
         Args:
             dirpath: folder of the checkpoints; the command line sets it to ``checkpoints`` in the run's folder.
             every_n_iterations: iterations (optimizer steps of SFT) between two writes of ``last.ckpt``.
+            every_n_minutes: also write ``last.ckpt`` at the end of an iteration that ends this long after the last
+                write; none = by iterations alone.
             monitor: metric that chooses the best checkpoints (val/cvar_10, ...); none = only ``last.ckpt``.
             mode: whether a larger or a smaller metric is better.
             save_top_k: best checkpoints kept.
@@ -47,6 +55,8 @@ class RunCheckpoint(ModelCheckpoint):
                 one says (val/perplexity, ...); a positive number, smaller = better; none = no guard.
             max_rise: share by which the guard may exceed its start; 0.2 = at most 1.2 times as high.
             guard_start: value that the rise is counted from; none = the guard's value before the first iteration.
+            on_write_error: what a checkpoint does that cannot be written (disk full, no permission): stop = end the
+                run with the reason; continue = warn, and try again when the next one is due.
         """
         super().__init__(
             dirpath=dirpath,
@@ -68,8 +78,19 @@ class RunCheckpoint(ModelCheckpoint):
         self.guard = guard
         self.max_rise = max_rise
         self.guard_start = guard_start
+        self.every_n_minutes = every_n_minutes
+        self.on_write_error = on_write_error
         self._last_written_at = -1
+        self._written_when = time.monotonic()  # which no change of the clock moves
+        self._owes_validation = False
         self._refused = 0
+        self.record: dict[str, Any] = {}
+        """the run's settings, for the checkpoint; the command line fills it (see `lightning_rarlhf.consent`)"""
+
+    @property
+    def state_key(self) -> str:
+        """Constant, so that a resumed run finds its state whatever it monitors now."""
+        return "RunCheckpoint"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Ask for a whole validation before the first iteration, if the guard's start is not known."""
@@ -78,23 +99,31 @@ class RunCheckpoint(ModelCheckpoint):
             trainer.num_sanity_val_steps = math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the state that the fit starts from as written, so that nothing is written before the first step."""
+        """Take the state that the fit starts from as written; catch up on a validation that a kill cut short."""
         super().on_train_start(trainer, pl_module)
         self._last_written_at = trainer.global_step
+        self._written_when = time.monotonic()
+        if self._owes_validation:
+            rank_zero_info(f"the run was stopped in the validation after iteration {trainer.global_step}: validating")
+            _validate(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write ``last.ckpt`` if it is due, or if this is the run's last iteration.
+        """Write ``last.ckpt`` if it is due, if a validation follows, or if this is the run's last iteration.
 
-        A checkpoint written later, when the epoch has ended, could not be trained further than this epoch.
+        A checkpoint written later, when the epoch has ended, could not be trained further than this epoch. Only the
+        last iteration is written after its validation, for a resumed run that has no iteration left does nothing.
         """
-        last = trainer.global_step >= trainer.estimated_stepping_batches
+        last = is_last_iteration(trainer)
         if last and self.monitor is not None:
             # validate once more, whatever the interval: the final state may be the best one
             trainer.should_stop = True
-        if last or trainer.global_step % self.every_n_iterations == 0:
-            self._write_last(trainer)
+        follows = validation_follows(trainer)
+        if follows and last:
+            return
+        if follows or last or self._is_due(trainer):
+            self.write_last(trainer, owes_validation=follows)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the state if it is among the best and within the guard.
@@ -106,39 +135,83 @@ class RunCheckpoint(ModelCheckpoint):
             return
         if trainer.sanity_checking:
             self._note_start(trainer)
-        elif self._keep_best(trainer) or self._last_written_at == trainer.global_step:
-            # so that a resumed run knows what this validation found; it will not repeat it
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            return
+        self._keep_best(trainer)
+        self._last_written_at = -1  # so that a resumed run knows what this validation found; it will not repeat it
+        self.write_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the final state of a fit that was stopped early; say so if there is no best one."""
-        self._write_last(trainer)
+        self.write_last(trainer)
         if self._refused and not self.best_model_path:
             rank_zero_info(
                 f"no best checkpoint: {self.guard} was above its limit, {self._limit():.4g}, at all of {self._refused} "
                 "validations; raise checkpoint.max_rise, or the KL penalty"
             )
 
+    def write_last(self, trainer: pl.Trainer, *, owes_validation: bool = False) -> None:
+        """Write ``last.ckpt``, unless it has this state already; to be called between two iterations.
+
+        Args:
+            trainer: the trainer.
+            owes_validation: the state's own validation is still to come; a resumed run begins with it.
+        """
+        if getattr(trainer, "fast_dev_run", False) or trainer.global_step == self._last_written_at:
+            return
+        self._owes_validation = owes_validation
+        try:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        except NotWrittenError as error:
+            self._or_go_on(error)
+        else:
+            self._last_written_at = trainer.global_step
+        self._written_when = time.monotonic()
+
+    @property
+    def written_at(self) -> int:
+        """Iterations of the state that ``last.ckpt`` holds; -1 = not known."""
+        return self._last_written_at
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the run's settings, which a resumed run compares with its own."""
+        checkpoint[CHECKPOINT_KEY] = self.record
+
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "guard_start": self.guard_start, "refused": self._refused}
+        own = {"guard_start": self.guard_start, "refused": self._refused, "owes_validation": self._owes_validation}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A start that the user gives goes before the checkpoint's."""
-        super().load_state_dict(state_dict)
+        """A start that the user gives goes before the checkpoint's; the best by another metric are not the best now."""
+        if state_dict["monitor"] == self.monitor:
+            super().load_state_dict(state_dict)
         if self.guard_start is None:
             self.guard_start = state_dict.get("guard_start")
         self._refused = state_dict.get("refused", 0)
+        self._owes_validation = state_dict.get("owes_validation", False)
 
-    def _keep_best(self, trainer: pl.Trainer) -> bool:
-        """Save the state if it is one of the best; whether it is."""
-        if self.monitor is None:
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        if trainer.global_step % self.every_n_iterations == 0:
+            return True
+        if self.every_n_minutes is None:
             return False
+        waited = time.monotonic() - self._written_when >= 60 * self.every_n_minutes
+        return bool(trainer.strategy.broadcast(waited))  # every process has a clock of its own
+
+    def _keep_best(self, trainer: pl.Trainer) -> None:
+        """Save the state if it is one of the best."""
+        if self.monitor is None:
+            return
         self._require_logged(trainer, self.monitor)
         if not trainer.strategy.reduce_boolean_decision(self._within_guard(trainer)):
-            return False
-        before = dict(self.best_k_models)
-        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        return self.best_k_models != before
+            return
+        best = {name: copy.copy(getattr(self, name)) for name in _BEST}
+        try:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        except NotWrittenError as error:
+            vars(self).update(best)
+            self._or_go_on(error)
 
     def _note_start(self, trainer: pl.Trainer) -> None:
         if self.guard is not None and self.guard_start is None:
@@ -177,11 +250,29 @@ class RunCheckpoint(ModelCheckpoint):
             logged = ", ".join(sorted(n for n in trainer.callback_metrics if n.startswith("val/"))) or "none"
             raise UserError(f"checkpoint: validation does not log {name!r}; expected one of its metrics: {logged}")
 
-    def _write_last(self, trainer: pl.Trainer) -> None:
-        if getattr(trainer, "fast_dev_run", False) or trainer.global_step == self._last_written_at:
-            return
-        self._last_written_at = trainer.global_step
-        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+_BEST = ("best_k_models", "best_model_path", "best_model_score", "current_score", "kth_best_model_path", "kth_value")
+"""what `ModelCheckpoint` notes of the best states before it writes them"""
+
+
+def is_last_iteration(trainer: pl.Trainer) -> bool:
+    """Whether the iteration that is ending is the run's last."""
+    return bool(trainer.global_step >= trainer.estimated_stepping_batches)
+
+
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether the trainer validates right after the iteration that is ending."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def _validate(trainer: pl.Trainer) -> None:
+    """Validate before the first iteration of a resumed run, as Lightning does between two."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
 
 
 def _require_positive(name: str, value: float) -> None:

@@ -9,18 +9,19 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.run_checkpoint import RunCheckpoint
+from callbacks.stop_on_signal import StopOnSignal
 from lightning_rarlhf.cli_errors import condense
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.going_on import LAST, changes_of_method, find_checkpoint, is_requeued, record_of, require_consent
 from lightning_rarlhf.one_move import in_one_move
 from lightning_rarlhf.plain_text import error_line
 from lightning_rarlhf.provenance import method_settings
 from lightning_rarlhf.quiet import quiet
-from lightning_rarlhf.redaction import redacted_yaml
+from lightning_rarlhf.redaction import redacted, redacted_yaml
 from lightning_rarlhf.strategies import require_supported
-
-LAST = "last.ckpt"
 
 _USAGE = "train.py {name} --config FILE [--config OVERLAY] [--model.KEY VALUE] [--data.KEY VALUE] [--trainer.KEY VALUE]"
 
@@ -55,6 +56,7 @@ class TrainCLI(LightningCLI):
 
     def __init__(self, model: type[LightningModule], data: type[LightningDataModule], args: ArgsType = None) -> None:
         quiet()
+        self._resume_record: dict[str, Any] = {}
         super().__init__(
             model,
             data,
@@ -69,13 +71,24 @@ class TrainCLI(LightningCLI):
             parser_kwargs={
                 name: {"usage": _USAGE.format(name=name)} for name in ("fit", "validate", "test", "predict")
             },
-            trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "num_sanity_val_steps": 0},
+            trainer_defaults={
+                "max_epochs": 1,
+                "log_every_n_steps": 1,
+                "num_sanity_val_steps": 0,
+                "callbacks": StopOnSignal(),
+            },
             args=args,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Checkpoints are part of every run."""
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--resume_changed",
+            type=bool,
+            default=False,
+            help="go on from a checkpoint with other settings of the method than it was written with",
+        )
 
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from another setting, unless the user said it; require a free folder or a checkpoint."""
@@ -89,9 +102,15 @@ class TrainCLI(LightningCLI):
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(Path(config.trainer.default_root_dir or ".") / "checkpoints")
         checkpoints = Path(config.checkpoint.dirpath)
-        if config.get("ckpt_path"):
-            config.ckpt_path = _existing_checkpoint(config.ckpt_path, checkpoints)
-        elif self.config.subcommand == "fit" and (checkpoints / LAST).exists() and not config.trainer.fast_dev_run:
+        fits = self.config.subcommand == "fit"
+        config.ckpt_path = find_checkpoint(config.get("ckpt_path"), checkpoints, requeued=fits and is_requeued())
+        if not fits:
+            return
+        plain = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        self._resume_record = record_of(redacted(plain["fit"]))
+        if config.ckpt_path is not None:
+            self._go_on(config.ckpt_path, consent=config.resume_changed)
+        elif (checkpoints / LAST).exists() and not config.trainer.fast_dev_run:
             raise UserError(
                 f"{checkpoints} holds another run's {LAST}; go on from it with --ckpt_path last, or choose a new "
                 "--trainer.default_root_dir"
@@ -106,6 +125,13 @@ class TrainCLI(LightningCLI):
         """Read checkpoints as plain numbers, texts and tensors, whatever the libraries' defaults are."""
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
+    def _go_on(self, checkpoint: str, *, consent: bool) -> None:
+        changes = changes_of_method(Path(checkpoint), self._resume_record)
+        if not consent:
+            require_consent(checkpoint, changes)
+        for line in changes:
+            rank_zero_info(f"changed on going on: {line}")
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning's own method lets a checkpoint's settings override what the user says."""
 
@@ -116,18 +142,6 @@ class TrainCLI(LightningCLI):
         if self.config.subcommand == "fit":
             whole = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
             self.model.method_settings = method_settings(whole["fit"])
-
-
-def _existing_checkpoint(asked: str, checkpoints: Path) -> str:
-    """Path of the checkpoint that the user asks for: ``last`` and ``best`` are those of the run's folder.
-
-    Raises:
-        UserError: there is none. (Lightning would start afresh from ``last``.)
-    """
-    named = {"last": [checkpoints / LAST], "best": sorted(checkpoints.glob("best-*.ckpt"))}
-    found = [path for path in named.get(asked, [Path(asked)]) if path.exists()]
-    if len(found) == 1:
-        return str(found[0])
-    where = f"in {checkpoints}" if asked in named else "there"
-    count = "no such checkpoint" if not found else f"{len(found)} such checkpoints"
-    raise UserError(f"ckpt_path {asked}: {count} {where}; give a file, or leave ckpt_path out to start afresh")
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, RunCheckpoint):
+                callback.record = self._resume_record

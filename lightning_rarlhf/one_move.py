@@ -1,21 +1,67 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, also when the machine loses power right after."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PARTIAL = ".partial"
+"""ending of what is being written"""
+_REPLACED = ".replaced"
+"""ending of a folder whose successor is moving in; folders cannot be exchanged in one step"""
 
 
 @contextmanager
 def in_one_move(path: Path) -> Iterator[Path]:
     """Give a file beside `path` to write; it takes the place of `path` when the body ends, or is gone if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial
+        flush_to_disk(partial)
         os.replace(partial, path)
+        flush_to_disk(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the file's content (the folder's list of names) has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir():  # some network file systems have no such thing for folders
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
+
+
+def move_folder_in(partial: Path, path: Path) -> None:
+    """Let the finished folder `partial` take the place of the folder `path`; if killed, see `recover_folder`."""
+    replaced = path.with_name(path.name + _REPLACED)
+    discard(replaced)
+    if path.exists():
+        os.rename(path, replaced)
+    os.rename(partial, path)
+    flush_to_disk(path.parent)
+    discard(replaced)
+
+
+def recover_folder(path: Path) -> None:
+    """Put back what `move_folder_in` had moved away, if it was killed before the successor was in place."""
+    replaced = path.with_name(path.name + _REPLACED)
+    if replaced.exists() and not path.exists():
+        os.rename(replaced, path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -102,6 +102,9 @@ PLACES = (
     Place("lightning_rarlhf/certify/__init__.py", 0),
     Place("lightning_rarlhf/certify/claims.py", 1),
     Place("lightning_rarlhf/certify/trials.py", 2, ("lightning_rarlhf/results_file.py",)),
+    Place("lightning_rarlhf/checkpoint_file.py", 2),
+    Place("lightning_rarlhf/consent.py", 2),
+    Place("lightning_rarlhf/going_on.py", 3),
     # 3: Lightning; data and callbacks know neither each other nor a method's module, only the modules' common base
     Place("lightning_rarlhf/cli_errors.py", 3),
     Place("lightning_rarlhf/guarded_module.py", 3),

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import resource
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from callbacks import RunCheckpoint
 from lightning_rarlhf.errors import UserError
@@ -170,3 +173,127 @@ def test_the_metric_of_the_checkpoint_is_that_of_its_state(tmp_path):
     module = ScriptedModule(SCRIPT)
     module.load_state_dict(state["state_dict"])
     assert module.weight.item() == 5
+
+
+# Faults
+
+
+class KilledError(Exception):
+    """Stands for a kill: nothing runs after it."""
+
+
+class Kills(Callback):
+    def __init__(self, hook: str, step: int) -> None:
+        self.step = step
+        setattr(self, hook, self.kill)
+
+    def kill(self, trainer, *_) -> None:
+        if trainer.global_step == self.step and not trainer.sanity_checking:
+            raise KilledError
+
+
+@pytest.mark.parametrize("steps", [6, 8])
+@pytest.mark.parametrize("every", [2, 3, 4])
+@pytest.mark.parametrize("killed_at", [2, 3, 4, 6, 8])
+def test_a_run_that_is_killed_in_a_validation_catches_up_on_it(tmp_path, steps, every, killed_at):
+    """4 and 8 end an epoch; the last validation is of a run that has no iteration left."""
+    script = {step: {"val/cvar_10": float(step)} for step in range(9)}
+    due = sorted({*range(every, steps + 1, every), steps})
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    kwargs = {"folder": tmp_path, "steps": steps, "every": every}
+    first = [Kills("on_validation_batch_start", killed_at), checkpoint(tmp_path, save_top_k=9)]
+    if killed_at in due:
+        with pytest.raises(KilledError):
+            fit(script, first, **kwargs)
+    else:
+        fit(script, first, **kwargs)
+    resumed = checkpoint(tmp_path, save_top_k=9)
+    fit(script, [resumed], **kwargs, ckpt_path=last if last.exists() else None)
+    if last.exists():
+        assert sorted(float(score) for score in resumed.best_k_models.values()) == due
+        assert sorted(weight(path) for path in resumed.best_k_models) == due
+
+
+def test_a_run_that_is_killed_in_the_validation_that_it_catches_up_on_does_so_again(tmp_path):
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    for start in (None, last, last):
+        with pytest.raises(KilledError):
+            fit(
+                SCRIPT,
+                [Kills("on_validation_batch_start", 4), checkpoint(tmp_path, every_n_iterations=1)],
+                tmp_path,
+                every=2,
+                ckpt_path=start,
+            )
+    _, module = fit(SCRIPT, [checkpoint(tmp_path)], tmp_path, every=2, ckpt_path=last)
+    assert module.validated == [4, 6]
+    assert files(tmp_path) == ["best-step=4.ckpt", "last.ckpt"]
+
+
+class FullDisk(Callback):
+    """From one step to another no file can grow beyond some bytes."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.full = range(first, last)
+        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_train_batch_start(self, trainer, module, *_) -> None:
+        limit = 100 if trainer.global_step + 1 in self.full else self.limits[0]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, self.limits[1]))
+
+    def on_exception(self, *_) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+
+def test_a_full_disk_stops_the_run_with_the_checkpoint_before_it_intact(tmp_path):
+    with pytest.raises(UserError) as caught:
+        fit(SCRIPT, [FullDisk(4, 9), checkpoint(tmp_path, every_n_iterations=1, monitor=None)], tmp_path)
+    assert "iteration 4: checkpoint " in str(caught.value)
+    assert "could not be written: File too large; the one before it is intact; free the disk" in str(caught.value)
+    assert files(tmp_path) == ["last.ckpt"]
+    assert weight(tmp_path / "checkpoints" / "last.ckpt") == 3
+
+
+@pytest.mark.filterwarnings("ignore:iteration [45]")
+def test_a_full_disk_may_be_waited_out(tmp_path):
+    callback = checkpoint(tmp_path, every_n_iterations=1, on_write_error="continue", save_top_k=2)
+    fit(SCRIPT, [FullDisk(4, 6), callback], tmp_path)  # 4 would have been the best
+    assert weight(tmp_path / "checkpoints" / "last.ckpt") == 6
+    assert files(tmp_path) == ["best-step=2.ckpt", "best-step=3.ckpt", "last.ckpt"]
+    assert sorted(Path(path).name for path in callback.best_k_models) == ["best-step=2.ckpt", "best-step=3.ckpt"]
+    assert Path(callback.best_model_path).name == "best-step=2.ckpt"
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best-step=3.ckpt.partial").write_text("half")
+    fit(SCRIPT, [checkpoint(tmp_path)], tmp_path)
+    assert files(tmp_path) == ["best-step=4.ckpt", "last.ckpt"]
+
+
+def test_the_trigger_by_minutes_counts_whole_iterations(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    written = []
+
+    class Clock(Callback):
+        def on_train_batch_start(self, trainer, *_) -> None:
+            now[0] += 60
+
+    class Spy(RunCheckpoint):
+        def _save_checkpoint(self, trainer, filepath) -> None:
+            super()._save_checkpoint(trainer, filepath)
+            written.append(trainer.global_step)
+
+    callback = Spy(dirpath=str(tmp_path / "checkpoints"), every_n_iterations=100, every_n_minutes=2.0)
+    fit(SCRIPT, [Clock(), callback], tmp_path, every=100)
+    assert written == [2, 4, 6]
+
+
+def test_another_monitor_starts_the_best_anew_and_keeps_the_rest(tmp_path):
+    fit(SCRIPT, [checkpoint(tmp_path, guard="val/perplexity", max_rise=9.0)], tmp_path, steps=3)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    resumed = checkpoint(tmp_path, monitor="val/perplexity", mode="min", guard="val/perplexity", max_rise=9.0)
+    fit(SCRIPT, [resumed], tmp_path, ckpt_path=last)
+    assert resumed.guard_start == 40.0
+    assert float(resumed.best_model_score) == 47.0

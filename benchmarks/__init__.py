@@ -1,0 +1,1 @@
+"""Measurements and campaigns: not imported by the library."""

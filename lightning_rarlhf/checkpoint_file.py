@@ -1,0 +1,78 @@
+"""The checkpoint on disk: written in one move, read without executing anything, refused by name if it is not whole."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.one_move import in_one_move
+
+_SHARDED_HEADER = "meta.pt"
+"""file of a sharded checkpoint's folder that holds everything but the shards"""
+_UNREADABLE = (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError)
+"""raised for files that are not torch's own, or not whole"""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is not whole, not this project's, or not of this run."""
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write `checkpoint` straight to disk (no copy of it in memory); the file before it stays until this one is whole.
+
+    Raises:
+        OSError: it could not be written (disk full, no permission, ...).
+    """
+    with in_one_move(path) as partial:
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # torch's writer closes its archive on the way out, and complains of that instead of the disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def read_checkpoint(path: Path, *, map_location: Any = "cpu", header: bool = False) -> dict[str, Any]:
+    """What is in a checkpoint file; tensors and plain values only, nothing is executed.
+
+    Args:
+        path: file, or folder of a sharded checkpoint (of which only the header can be read).
+        map_location: see `torch.load`.
+        header: leave the tensors on disk until they are used: quick for the settings of a large checkpoint.
+
+    Raises:
+        CheckpointError: the file is truncated, damaged, or something else than a checkpoint.
+    """
+    file = path / _SHARDED_HEADER if path.is_dir() else path
+    try:
+        _require_whole(file, header=header)
+        checkpoint = torch.load(file, map_location=map_location, weights_only=True, mmap=header or None)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path}: no such file") from error
+    except _UNREADABLE as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: truncated, damaged, or not a checkpoint ({reason}); "
+            "go on from another one of its folder, or start afresh without ckpt_path"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"pytorch-lightning_version", "loops"} <= checkpoint.keys():
+        raise CheckpointError(
+            f"checkpoint {path} was not written by a run of this project: expected a .ckpt file of a run's "
+            "checkpoints folder; to start from weights alone give their folder as model.policy.pretrained"
+        )
+    return checkpoint
+
+
+def _require_whole(file: Path, *, header: bool) -> None:
+    """Compare each record with its checksum, which torch writes and does not look at again."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = None if header else archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
