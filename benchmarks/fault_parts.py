@@ -54,7 +54,8 @@ class Journal(Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
         _enter("checkpoint", trainer.global_step)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Also of a run that was killed when its last state was written: it has nothing left to train."""
         self._write(trainer, {"end": trainer.global_step, "weights": weights_hash(pl_module)})
 
     def _write(self, trainer: pl.Trainer, line: dict[str, Any]) -> None:
