@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.run_checkpoint import RunCheckpoint, is_last_iteration, validation_follows
+from lightning_rarlhf.distributed import total
 
 
 class StoppedBySignal(SystemExit):
@@ -127,8 +128,9 @@ class StopOnSignal(Checkpoint):
         """The signal that this or another process has got; 0 = none."""
         if trainer.world_size == 1:
             return self._asked
-        asked = torch.tensor(self._asked, device=trainer.strategy.root_device)
-        return int(trainer.strategy.all_gather(asked).max())
+        asked = torch.zeros(signal.NSIG, dtype=torch.int64, device=trainer.strategy.root_device)
+        asked[self._asked] = 1
+        return int(total(asked).nonzero().max())
 
     # the handlers
 
