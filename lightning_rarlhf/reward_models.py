@@ -52,6 +52,7 @@ class ClassifierReward(RewardModel):
         dtype: DType = "float32",
         device: str | None = None,
         revision: str | None = None,
+        load_in_8bit: bool = False,
     ) -> None:
         """Remember what to load; nothing is read before `load`.
 
@@ -61,16 +62,22 @@ class ClassifierReward(RewardModel):
             sign: −1 turns the logit of an unwanted class (toxic) into a reward.
             batch_size: texts per forward pass.
             dtype: of the classifier's weights.
-            device: where it runs (cpu, cuda:1, ...); none = beside the policy.
+            device: where it runs: cpu, or one device for all processes (cuda:1, ...); none = beside each one's policy.
             revision: commit, tag or branch on the hub.
+            load_in_8bit: keep the linear layers' weights in 8 bits by bitsandbytes, but for the classification head;
+                dtype is then that of the rest.
+
+        Raises:
+            RewardError: no name of a device.
         """
         self.pretrained = pretrained
         self.label = label
         self.sign = sign
         self.batch_size = batch_size
         self.dtype = dtype
-        self.device = None if device is None else torch.device(device)
+        self.device = None if device is None else _device(device)
         self.revision = revision
+        self.load_in_8bit = load_in_8bit
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, int, int | None] | None = None
 
     def load(self, device: torch.device) -> None:
@@ -78,10 +85,25 @@ class ClassifierReward(RewardModel):
 
         Raises:
             ModelError: nothing there, no classifier, or no such label (the labels are listed).
+            RewardError: this machine has no such device.
         """
+        place = self.device or device
+        _require_device(place)
         if self._loaded is None:
-            self._loaded = _load_classifier(self.pretrained, self.revision, self.dtype, self.label)
-        self._loaded[0].to(self.device or device)  # type: ignore[arg-type]
+            self._loaded = self._load(place)
+        if not self.load_in_8bit:  # such weights are made where they are needed
+            self._loaded[0].to(place)  # type: ignore[arg-type]
+
+    def _load(self, place: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int, int | None]:
+        options: dict[str, Any] = {"revision": self.revision, "dtype": getattr(torch, self.dtype)}
+        if self.load_in_8bit:
+            from transformers import BitsAndBytesConfig
+
+            # the heads' names in transformers; a score is read from them, so they are not rounded
+            skipped = ["classifier", "score"]
+            options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+            options["device_map"] = {"": place}
+        return _load_classifier(self.pretrained, self.label, options)
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
@@ -115,6 +137,7 @@ class ClassifierReward(RewardModel):
             "label": self.label,
             "sign": self.sign,
             "dtype": self.dtype,
+            "load_in_8bit": self.load_in_8bit,
         }
 
 
@@ -192,18 +215,32 @@ def _import(path: str) -> Callable[[list[str], list[str]], object]:
     return call
 
 
+def _device(name: str) -> torch.device:
+    """The device called `name`; it need not be on this machine."""
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise RewardError(f"reward.device={name}: not a device; expected cpu, cuda:N, or none") from None
+
+
+def _require_device(device: torch.device) -> None:
+    """Refuse a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch built without CUDA asserts
+        raise RewardError(f"reward.device={device}: not on this machine; expected cpu, cuda:N, or none") from None
+
+
 def _load_classifier(
-    name: str, revision: str | None, dtype: str, label: str | None
+    name: str, label: str | None, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int, int | None]:
     """Model, tokenizer, column of the label, and the most tokens that the model reads."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    require_model(name, revision)
+    require_model(name, options["revision"])
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="right")
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            name, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=options["revision"], padding_side="right")
+        model, loading = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: not a sequence classifier that transformers can load ({line})") from error

@@ -89,6 +89,8 @@ PLACES = (
         2,
         ("lightning_rarlhf/metrics.py", "lightning_rarlhf/generations.py", "lightning_rarlhf/results_file.py"),
     ),
+    Place("lightning_rarlhf/memory/__main__.py", 4, ("lightning_rarlhf/cli.py", "train.py")),
+    Place("lightning_rarlhf/memory/", 2, ("lightning_rarlhf/memory/",)),
     Place("lightning_rarlhf/export/__main__.py", 4),
     Place("lightning_rarlhf/export/", 2, ("lightning_rarlhf/export/",)),
     Place("lightning_rarlhf/resume.py", 2),

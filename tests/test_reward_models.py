@@ -5,7 +5,7 @@ import torch
 
 from lightning_rarlhf.errors import ModelError, RewardError
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward, checked_scores
-from tests.tiny_models import causal_lm, save_classifier, save_policy, save_tokenizer
+from tests.tiny_models import WORDS, causal_lm, save_classifier, save_policy, save_tokenizer
 
 CPU = torch.device("cpu")
 PROMPTS = ["the film was", "a", "good food and", "the"]
@@ -166,3 +166,38 @@ def test_scores_of_any_kind_of_number_are_taken():
 
     for scores in ([1, 2], (1.0, 2.0), np.array([1, 2]), torch.tensor([1.0, 2.0], requires_grad=True)):
         assert checked_scores(scores, 2, "r").tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"),
+    [({"dtype": "bfloat16"}, 0.03), ({"dtype": "float16"}, 0.005), ({"load_in_8bit": True}, 0.03)],
+)
+def test_lower_precision_gives_nearly_the_same_scores(classifier_folder, precision, tolerance):
+    """Tolerance in standard deviations of the scores; documented in docs/scale.md."""
+    texts = [" ".join(WORDS[(row * 7 + word) % len(WORDS)] for word in range(2 + row % 9)) for row in range(64)]
+    scores = []
+    for settings in ({}, precision):
+        reward = ClassifierReward(str(classifier_folder), label="toxic", **settings)
+        reward.load(torch.device("cpu"))
+        scores.append(reward(texts, [""] * len(texts)))
+    spread = scores[0].std().item()
+    assert 0 < (scores[0] - scores[1]).abs().max().item() < tolerance * spread
+
+
+def test_the_classification_head_is_not_quantised(classifier_folder):
+    reward = ClassifierReward(str(classifier_folder), label="toxic", load_in_8bit=True)
+    reward.load(torch.device("cpu"))
+    model = reward._loaded[0]
+    assert model.classifier.weight.dtype == torch.float32
+    assert torch.int8 in {parameter.dtype for parameter in model.parameters()}
+    assert reward.identity()["load_in_8bit"] is True
+
+
+def test_its_device_is_the_users_choice_whatever_the_policys(classifier_folder):
+    reward = ClassifierReward(str(classifier_folder), label="toxic", device="cpu")
+    reward.load(torch.device("meta"))  # the policy's
+    assert reward(["a film"], [" was good"]).device.type == "cpu"
+    with pytest.raises(RewardError, match=r"reward\.device=cuda:99: not on this machine"):
+        ClassifierReward(str(classifier_folder), device="cuda:99", label="toxic").load(torch.device("cpu"))
+    with pytest.raises(RewardError, match=r"reward\.device=gpu: not a device"):
+        ClassifierReward(str(classifier_folder), device="gpu")

@@ -1,0 +1,205 @@
+"""Bytes per device of each phase of an iteration, from the run's settings and the models' configurations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_rarlhf.config import PolicyConfig, SamplingConfig
+from lightning_rarlhf.data_types import PromptBatch, Samples
+from lightning_rarlhf.memory.networks import (
+    empty_classifier,
+    empty_policy,
+    largest_block,
+    trained_bytes,
+    weight_bytes,
+)
+from lightning_rarlhf.memory.rehearsal import Allocations, rehearsed
+from lightning_rarlhf.policy import ActorCritic
+from lightning_rarlhf.sampling import CachedDecoder
+
+_DRAW_BYTES = 4 + 4 + 8 + 8
+"""per logit when a token is drawn: float32 logits and probabilities, float64 copy and cumulative sum"""
+_PROBE = 1 << 16  # weights of the parameter whose optimizer state is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """A classifier that scores texts."""
+
+    pretrained: str
+    revision: str | None = None
+    dtype: str = "float32"
+    quantized: bool = False
+    batch_size: int = 64
+    elsewhere: bool = False
+    """on another device than the policy"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What of a run's settings decides its memory."""
+
+    policy: PolicyConfig
+    reference: PolicyConfig | None
+    """a second network in memory; None = the policy's own with its adapter off"""
+    reward: RewardSettings | None
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    rows: int
+    """B, prompts per iteration on one device"""
+    update_rows: int
+    """episodes per backward pass on one device"""
+    prompt_tokens: int
+    sampling: SamplingConfig
+    autocast: bool = False
+    """bf16-mixed"""
+    processes: int = 1
+    shards: bool = False
+    """FSDP2"""
+    on_gpu: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes on one device (the policy's), by what holds them."""
+
+    held: dict[str, int]
+    """all the time"""
+    phases: dict[str, dict[str, int]]
+    """on top of that, while the phase runs"""
+
+    def peak(self, phase: str) -> int:
+        """Bytes at a phase's worst moment."""
+        return sum(self.held.values()) + sum(self.phases[phase].values())
+
+    @property
+    def worst(self) -> tuple[str, int]:
+        """The phase that needs most, and its bytes."""
+        phase = max(self.phases, key=self.peak)
+        return phase, self.peak(phase)
+
+
+def estimate(run: Run) -> Estimate:
+    """Rehearse an iteration of `run`.
+
+    Raises:
+        ModelError: a model whose configuration cannot be read.
+    """
+    actor = empty_policy(run.policy)
+    weights = weight_bytes(actor, run.policy.quantization)
+    trained = trained_bytes(actor)
+    shards = run.processes if run.shards else 1
+    held = {
+        "policy": weights // shards,
+        "optimizer state": int(trained * _state_per_byte(run.optimizer)) // shards,
+    }
+    whole = {"policy made whole": weights} if run.shards else {}
+    block = {"policy's largest block made whole": largest_block(actor)} if run.shards else {}
+    if run.reference is not None:
+        reference = weight_bytes(empty_policy(run.reference).lm, run.reference.quantization)
+        held["reference"] = reference // shards
+        whole |= {"reference made whole": reference} if run.shards else {}
+    buckets = {"gradients in transit": trained} if run.processes > 1 and not run.shards else {}
+    with rehearsed(actor.train()) as count, torch.autocast("cpu", torch.bfloat16, enabled=run.autocast):
+        with count() as evaluation, torch.no_grad():
+            actor.statistics(_samples(run, run.rows), run.sampling)
+        cache, prompt_pass = _prompt_pass(actor, run, count)
+        with count() as update:
+            samples = _samples(run, run.update_rows)
+            output = actor(samples.sequences, samples.attention_mask, samples.response_mask, run.sampling)
+            loss = output.logprobs.sum() + output.values.sum()
+            activations = update.now
+            loss.backward()
+            backward = update.peak
+    drawing = _drawing(actor, run)
+    step = trained if run.on_gpu else 0  # on GPUs torch's optimizers work on all weights at once
+    phases = {
+        "sampling": whole | {"key-value cache": cache, "logits": max(drawing, prompt_pass)},
+        "log-probabilities and values": whole | {"forward pass": evaluation.peak},
+        "update": block
+        | buckets
+        | {
+            "activations": activations,
+            "gradients and what the backward pass needs": max(backward, trained // shards + step // shards)
+            - activations,
+        },
+    }
+    if run.reward is not None and not run.reward.elsewhere:
+        held["reward model"], scoring = _reward(run, run.reward)
+        phases["scoring"] = {"forward pass": scoring}
+    return Estimate(held=held, phases=phases)
+
+
+def reward_bytes(run: Run) -> int:
+    """Bytes that the reward model needs where it is."""
+    if run.reward is None:
+        return 0
+    return sum(_reward(run, run.reward))
+
+
+def _reward(run: Run, reward: RewardSettings) -> tuple[int, int]:
+    model = empty_classifier(reward.pretrained, reward.revision, reward.dtype)
+    weights = weight_bytes(model, "8bit" if reward.quantized else None)
+    limit = getattr(model.config, "max_position_embeddings", None) or 10**9
+    width = min(limit, run.prompt_tokens + run.sampling.max_new_tokens)  # its own tokenizer's count may differ
+    with rehearsed(model) as count, count() as scoring, torch.no_grad():
+        ids = torch.zeros(min(reward.batch_size, run.rows), width, dtype=torch.int64)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return weights, scoring.peak
+
+
+def _prompt_pass(actor: ActorCritic, run: Run, count: Callable[[], Allocations]) -> tuple[int, int]:
+    """Bytes of the key-value cache when the responses are finished, and those above the prompts' own cache."""
+    with count() as opened, torch.no_grad():
+        ids = torch.zeros(run.rows, run.prompt_tokens, dtype=torch.int64)
+        decoder = CachedDecoder(actor)
+        logits = decoder.start(ids, torch.ones_like(ids, dtype=torch.bool))
+        kept = opened.now - logits.untyped_storage().nbytes() - _bytes_of(ids)
+    peak = opened.peak
+    share = (run.prompt_tokens + run.sampling.max_new_tokens) / run.prompt_tokens
+    return int(kept * share), max(0, peak - int(kept * share))
+
+
+def _bytes_of(ids: torch.Tensor) -> int:
+    return ids.untyped_storage().nbytes()
+
+
+def _drawing(actor: ActorCritic, run: Run) -> int:
+    """Bytes that the next token's distribution takes, at the vocabulary's full width."""
+    vocabulary = int(actor.lm.get_output_embeddings().weight.shape[0])
+    element: torch.dtype = getattr(torch, run.policy.dtype)
+    return run.rows * vocabulary * (_DRAW_BYTES + element.itemsize)
+
+
+def _samples(run: Run, rows: int) -> Samples:
+    width = run.sampling.max_new_tokens
+    ids = torch.zeros(rows, run.prompt_tokens, dtype=torch.int64)
+    batch = PromptBatch(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids, dtype=torch.bool),
+        index=torch.zeros(rows, dtype=torch.int64),
+        prompts=("",) * rows,
+        labels=torch.zeros(rows, dtype=torch.int64),
+        source_scores=torch.zeros(rows),
+    )
+    return Samples(
+        batch=batch,
+        sequences=torch.zeros(rows, run.prompt_tokens + width, dtype=torch.int64),
+        response_mask=torch.ones(rows, width, dtype=torch.bool),
+        responses=("",) * rows,
+    )
+
+
+def _state_per_byte(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) -> float:
+    """Bytes of optimizer state per byte of float32 weights, measured on a small weight: any optimizer can be asked."""
+    probe = nn.Parameter(torch.zeros(_PROBE))
+    probe.grad = torch.zeros_like(probe)
+    made = optimizer([probe])
+    made.step()
+    held = [value for state in made.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    size: int = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    return size / (4 * _PROBE)

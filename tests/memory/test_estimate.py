@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lightning_rarlhf.config import LoRAConfig, PolicyConfig, SamplingConfig
+from lightning_rarlhf.memory.estimate import Run, estimate
+from lightning_rarlhf.memory.networks import empty_policy, weight_bytes
+from lightning_rarlhf.policy_loading import load_causal_lm
+from tests.tiny_models import FAMILIES, WORDS, save_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = {"rows": 16, "prompt_tokens": 32, "max_new_tokens": 32}
+
+
+@pytest.fixture(scope="module")
+def middling(tmp_path_factory) -> Path:
+    """A network of 60 MB: large enough to stand out from what a process needs anyway."""
+    folder = tmp_path_factory.mktemp("middling")
+    settings = {"n_embd": 384, "n_layer": 6, "n_head": 6, "n_positions": 128, "vocab_size": 12_000}
+    tokens = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": None}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **settings, **tokens)).save_pretrained(folder)
+    save_tokenizer(folder, context=128)
+    return folder
+
+
+def run_of(folder, **policy) -> Run:
+    settings = PolicyConfig(pretrained=str(folder), **policy)
+    return Run(
+        policy=settings,
+        reference=None if settings.lora else settings,
+        reward=None,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-5),
+        rows=SIZES["rows"],
+        update_rows=SIZES["rows"],
+        prompt_tokens=SIZES["prompt_tokens"],
+        sampling=SamplingConfig(max_new_tokens=SIZES["max_new_tokens"]),
+        on_gpu=False,
+    )
+
+
+@pytest.mark.parametrize(("checkpointing", "lora"), [(False, False), (True, False), (False, True)])
+def test_the_update_needs_what_was_estimated_within_15_percent(middling, checkpointing, lora):
+    policy = {"gradient_checkpointing": checkpointing, "lora": LoRAConfig(r=16) if lora else None}
+    said = estimate(replace(run_of(middling, **policy), reference=None)).peak("update")
+    words = [str(middling), *map(json.dumps, (checkpointing, lora, *SIZES.values()))]
+    script = [sys.executable, str(ROOT / "tests" / "memory" / "measured.py"), *words]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
+    measured = json.loads(done.stdout.splitlines()[-1])["peak"]
+    print(said / 2**20, measured / 2**20)
+    assert said == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("quantization", [None, "8bit"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_counted_to_the_byte(policy_folders, family, quantization):
+    config = PolicyConfig(pretrained=str(policy_folders[family]), quantization=quantization)
+    lm = load_causal_lm(config)
+    real = sum(p.numel() * p.element_size() for p in lm.parameters())
+    real += sum(b.numel() * b.element_size() for n, b in lm.state_dict().items() if n.endswith(".SCB"))
+    head = 4 * (lm.get_output_embeddings().weight.shape[1] + 1)
+    assert weight_bytes(empty_policy(config), quantization) == pytest.approx(
+        real + head, abs=0 if not quantization else 4096
+    )
+
+
+def test_adapters_need_no_reference_and_little_state(middling):
+    full, adapted = estimate(run_of(middling)), estimate(run_of(middling, lora=LoRAConfig(r=8)))
+    assert full.held["reference"] == pytest.approx(full.held["policy"], rel=1e-3)
+    assert "reference" not in adapted.held
+    assert full.held["optimizer state"] == pytest.approx(2 * full.held["policy"], rel=1e-3)
+    assert adapted.held["optimizer state"] < 0.02 * full.held["optimizer state"]
+
+
+def test_more_rows_more_activations_and_checkpointing_fewer(middling):
+    one = run_of(middling)
+    base = estimate(one).phases["update"]["activations"]
+    assert estimate(replace(one, update_rows=32)).phases["update"]["activations"] == pytest.approx(2 * base, rel=0.05)
+    assert estimate(run_of(middling, gradient_checkpointing=True)).phases["update"]["activations"] < 0.3 * base
+
+
+def test_the_cache_is_two_numbers_a_layer_head_and_token(middling):
+    cache = estimate(run_of(middling)).phases["sampling"]["key-value cache"]
+    assert cache == pytest.approx(2 * 6 * 384 * 4 * 16 * (32 + 32), rel=0.01)
+
+
+def test_sharding_divides_what_is_held(middling):
+    run = run_of(middling)
+    alone, two = estimate(run), estimate(replace(run, processes=2, shards=True))
+    assert two.held["policy"] == alone.held["policy"] // 2
+    assert two.held["optimizer state"] == alone.held["optimizer state"] // 2
+    assert two.phases["sampling"]["policy made whole"] == alone.held["policy"]
+
+
+def test_an_optimizer_is_asked_not_known(middling):
+    from bitsandbytes.optim import AdamW8bit
+
+    run = replace(run_of(middling), optimizer=lambda parameters: AdamW8bit(parameters, lr=1e-5))
+    assert estimate(run).held["optimizer state"] == pytest.approx(0.5 * estimate(run).held["policy"], rel=0.1)
+    sgd = replace(run, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-5))
+    assert estimate(sgd).held["optimizer state"] == 0
+    assert len(WORDS) > 0
