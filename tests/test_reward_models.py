@@ -170,7 +170,7 @@ def test_scores_of_any_kind_of_number_are_taken():
 
 @pytest.mark.parametrize(
     ("precision", "tolerance"),
-    [({"dtype": "bfloat16"}, 0.03), ({"dtype": "float16"}, 0.005), ({"load_in_8bit": True}, 0.03)],
+    [({"dtype": "bfloat16"}, 0.05), ({"dtype": "float16"}, 0.01), ({"load_in_8bit": True}, 0.05)],
 )
 def test_lower_precision_gives_nearly_the_same_scores(classifier_folder, precision, tolerance):
     """Tolerance in standard deviations of the scores; documented in docs/scale.md."""

@@ -33,7 +33,7 @@ class Allocations(TorchDispatchMode):
         self._known = {tensor.untyped_storage()._cdata: 0 for tensor in _tensors(network)}
 
     def __enter__(self) -> Allocations:
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
