@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -59,20 +61,19 @@ class LanguageModel(nn.Module):
         return int(self.lm.config.get_text_config().vocab_size)
 
     def train(self, mode: bool = True) -> LanguageModel:
-        """Stay in eval mode, so that no dropout is ever on; checkpointed blocks alone need the flag to recompute."""
+        """Stay in eval mode, so that no dropout is ever on."""
         super().train(False)
-        if self.lm.is_activation_checkpointing:
-            _flag_checkpointed_blocks(self.lm, mode)
         return self
 
     def trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states of left-padded sequences: [B, S], bool [B, S] → [B, S, H]."""
-        output = self.lm.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask.long(),
-            position_ids=position_ids(attention_mask),
-            use_cache=False,
-        )
+        with _recomputing(self.lm):
+            output = self.lm.base_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask.long(),
+                position_ids=position_ids(attention_mask),
+                use_cache=False,
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -181,13 +182,24 @@ class FrozenModel:
         return self.model.response_logprobs(samples, sampling)
 
 
-def _flag_checkpointed_blocks(lm: PreTrainedModel, mode: bool) -> None:
-    """Set `training` on the checkpointed blocks but not on what is inside them, where it would switch dropout on."""
+@contextmanager
+def _recomputing(lm: PreTrainedModel) -> Iterator[None]:
+    """Set `training` on the checkpointed blocks for one forward pass with gradients.
+
+    Not on what is inside them, where it would switch dropout on; and not while sampling, where such a block would
+    silently do without the key-value cache.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    for module in lm.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = mode
+    wanted = lm.is_activation_checkpointing and torch.is_grad_enabled()
+    blocks = [m for m in lm.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
+    for block in blocks:
+        block.training = True
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.training = False
 
 
 @torch.no_grad()

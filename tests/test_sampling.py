@@ -208,3 +208,18 @@ def test_kept_logprobs_are_those_of_the_distribution_that_was_drawn_from(policy_
 
 def test_logprobs_are_not_kept_unasked():
     assert draw([0.5, 0.25, 0.25])[0].logprobs is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_does_not_take_the_cache_away(policy_folders, family):
+    drawn = []
+    for checkpointing in (False, True):
+        folder = str(policy_folders[family])
+        tokenizer = load_tokenizer(folder)
+        config = PolicyConfig(pretrained=folder, gradient_checkpointing=checkpointing)
+        actor = load_actor_critic(config, tokenizer).train()
+        batch = batch_of(PROMPTS)
+        sampling = SamplingConfig(max_new_tokens=8)
+        samples = sample(CachedDecoder(actor), batch, sampling, SamplingSeed(base=1), tokenizer, actor.eos_token_ids)
+        drawn.append(samples.sequences.tolist())
+    assert drawn[0] == drawn[1]
