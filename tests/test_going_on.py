@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 import train
 from lightning_rarlhf.errors import UserError
@@ -91,6 +94,34 @@ def test_a_broken_checkpoint_is_refused_by_name_and_left_alone(policy, tmp_path,
     line = refused(capfd, policy, tmp_path, "--ckpt_path", "last")
     assert re.search(r"last\.ckpt (cannot be read: truncated|was not written by a run of this project)", line)
     assert checkpoint.read_bytes() == content
+
+
+LORA = ("--model.policy.lora.r", "2", "--model.policy.lora.target_modules", "[c_attn]")
+SFT = ("--model", "SFTModule", "--data.purpose", "sft", "--trainer.callbacks", "[]")
+
+
+@pytest.mark.parametrize("method", [(), LORA, SFT], ids=["PPO", "LoRA", "SFT"])
+def test_a_stopped_run_ends_in_the_very_state_of_an_undisturbed_one(policy, tmp_path, method):
+    """With validations between, in the middle of an epoch, with another seed on the command line."""
+    method = (*method, "--data.val_size", "4", "--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2")
+    fit(policy, tmp_path / "whole", *method, steps=5)
+    stop = '{"class_path": "tests.test_going_on.Stops"}'
+    with pytest.raises(SystemExit) as caught:
+        fit(policy, tmp_path / "stopped", *method, f"--trainer.callbacks+={stop}", steps=5)
+    assert caught.value.code == 143
+    fit(policy, tmp_path / "stopped", *method, "--ckpt_path", "last", "--seed_everything", "9", steps=5)
+    whole, stopped = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "stopped")
+    )
+    assert whole["global_step"] == 5
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "kl_controller", "sampling_seed"):
+        torch.testing.assert_close(stopped.get(part), whole.get(part), rtol=0, atol=0)
+
+
+class Stops(Callback):
+    def on_train_batch_start(self, trainer, *_) -> None:
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def save(path: Path, best: str | None = None) -> Path:
