@@ -25,6 +25,7 @@ from lightning_rarlhf.decoding.prompted import Prompted
 from lightning_rarlhf.decoding.rect import Rect
 from lightning_rarlhf.decoding.self_debias import SelfDebias
 from lightning_rarlhf.decoding_module import DecodingModule
+from lightning_rarlhf.distributed import lost_process
 from lightning_rarlhf.errors import mistake_behind
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.plain_text import error_line
@@ -76,6 +77,12 @@ def main(args: ArgsType = None) -> None:
             raise
         sys.stderr.write(error_line(mistake))
         raise SystemExit(2) from None
+    except RuntimeError as error:
+        lost = lost_process(error)
+        if lost is None:
+            raise
+        sys.stderr.write(f"error: {lost}\n")
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

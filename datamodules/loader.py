@@ -19,7 +19,8 @@ class PromptLoader(Generic[BatchT]):
     For training (`shuffle=True`) it is an endless stream of epochs: each is a new permutation, an incomplete last
     batch is dropped, and iterating again goes on where delivery stopped, in the next epoch if this one was complete.
     Lightning stops at ``len()`` and never asks for the end of the iterator, so that is decided on entry. For evaluation
-    every pass starts at row 0 and covers all rows, in batches whose sizes differ by one at most.
+    every pass starts at row 0 and covers all rows, in batches whose sizes differ by one at most and that have a row for
+    every process.
 
     A global batch is the same whatever the number of processes; each takes its rows ``rank::world_size``, padded to the
     longest row of the global batch, so that all have the same width.
@@ -62,7 +63,9 @@ class PromptLoader(Generic[BatchT]):
     def __len__(self) -> int:
         """Batches of an epoch."""
         rows = len(self.lengths)
-        return rows // self.batch_size if self.shuffle else -(-rows // self.batch_size)
+        if self.shuffle:
+            return rows // self.batch_size
+        return min(-(-rows // self.batch_size), rows // self.world_size)  # no process is left without a row
 
     def __iter__(self) -> Iterator[BatchT]:
         if not self.shuffle or self._delivered >= len(self):

@@ -12,6 +12,7 @@ process group all of this is the identity.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -43,6 +44,21 @@ def total(values: Tensor) -> Tensor:
     summed = values.detach().clone()
     dist.all_reduce(summed)
     return summed
+
+
+_LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "timeout", "nccl", "tcpstore")
+
+
+def lost_process(error: BaseException) -> str | None:
+    """One line for an error that means that another process is gone or stuck; None for any other error."""
+    known = isinstance(error, dist.DistError) or any(sign in str(error).lower() for sign in _LOST)
+    if world_size() == 1 or not isinstance(error, RuntimeError) or not known:
+        return None
+    said = re.sub(r"^\[[^\]]*\] *", "", str(error).strip().splitlines()[-1]).split(". ")[0]
+    return (
+        f"process {rank()} of {world_size()} lost another one ({said}); see what that one said, and go on from the "
+        "last checkpoint with --ckpt_path last"
+    )
 
 
 def gather_items(items: Sequence[ItemT]) -> list[ItemT]:
@@ -77,7 +93,7 @@ def dealt(minibatch: PPOBatch, part_size: int | None) -> Iterator[PPOBatch]:
     All processes get equally many parts, since each may wait for the others in its backward pass. Where the rows do not
     suffice, a part is one row of which no token counts: its loss and its gradient are 0.
     """
-    rows = torch.arange(rank(), len(minibatch), world_size())
+    rows = torch.arange(len(minibatch))[rank() :: world_size()]
     largest = -(-len(minibatch) // world_size())
     for part in rows.tensor_split(-(-largest // (part_size or largest))):
         yield minibatch.select(part) if len(part) else _weightless(minibatch)

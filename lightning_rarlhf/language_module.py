@@ -14,7 +14,6 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
@@ -287,7 +286,7 @@ class LanguageModule(GuardedModule):
     def on_test_epoch_end(self) -> None:
         """Compute every number from the finished generations, print the table and write the results file."""
         try:
-            with unsharded(self.actor):
+            with unsharded(self.actor), unsharded(self._separate_reference):
                 texts = self._human_texts()
                 perplexity = self._human_perplexity(texts)
                 if self._writer is None:
@@ -411,9 +410,14 @@ class LanguageModule(GuardedModule):
         copy.load_state_dict(state)
         return copy
 
+    @property
+    def _separate_reference(self) -> torch.nn.Module:
+        """The reference's own network; an empty one where it is the policy's."""
+        return self.reference.model if isinstance(self.reference, FrozenModel) else torch.nn.Identity()
+
     def _reference_sha256(self) -> str | None:
-        """Of its weights; None where it is the policy's own network with its adapter off, or sharded."""
-        if not isinstance(self.reference, FrozenModel) or isinstance(next(self.reference.model.parameters()), DTensor):
+        """Of its weights, which are whole here; None where it is the policy's own network with its adapter off."""
+        if not isinstance(self.reference, FrozenModel):
             return None
         return weights_sha256(self.reference.model.lm)
 
@@ -434,8 +438,7 @@ class LanguageModule(GuardedModule):
         With adapters, the frozen weights below them stay out; from the policy's settings they can be found again.
         """
         super().on_save_checkpoint(checkpoint)
-        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)  # whose parts are read back with every name
-        if self.policy_config.lora is not None and not sharded:
+        if self.policy_config.lora is not None:
             checkpoint["state_dict"] = only_trained(self, checkpoint["state_dict"])
         # plain numbers: what the command line made of them (PositiveInt, ...) could not be read back safely
         checkpoint["policy"] = json.loads(json.dumps(asdict(self.policy_config)))

@@ -95,7 +95,16 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _bytes_of(weight: torch.Tensor) -> bytes:
-    return weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    # a copy: numpy would keep FSDP2 from freeing the gathered weight that it looks at
+    return (
+        weight.detach()
+        .cpu()
+        .clone(memory_format=torch.contiguous_format)
+        .reshape(-1)
+        .view(torch.uint8)
+        .numpy()
+        .tobytes()
+    )
 
 
 def _sha256_of(parts: Iterable[bytes]) -> str:

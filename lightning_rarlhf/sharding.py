@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.trained_weights import require_trained
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.optim import Optimizer
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, forward_methods: tuple[str, ...] = ()) -> None:
@@ -85,6 +89,62 @@ def whole_state(network: nn.Module) -> dict[str, Any] | None:
     return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
+def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer], *, adapted: bool) -> None:
+    """Load a folder of shards, as Lightning's `ModelParallelStrategy` writes it, into a sharded module.
+
+    Args:
+        folder: written by any number of processes.
+        module: holds the sharded network.
+        optimizers: over its parameters.
+        adapted: only adapters are trained, so frozen weights may be missing.
+
+    Raises:
+        UserError: a part is missing, or the weights are not those of `module`.
+    """
+    from torch.distributed.checkpoint.state_dict import (
+        get_model_state_dict,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    saved = _saved_weights(folder)
+    require_trained(module, saved, adapted=adapted)
+    weights = {name: value for name, value in get_model_state_dict(module).items() if name in saved}
+    load({_WEIGHTS: weights}, checkpoint_id=folder)
+    module.load_state_dict(weights, strict=not adapted)
+    for number, optimizer in enumerate(optimizers):
+        state = {f"optimizer_{number}": get_optimizer_state_dict(module, optimizer)}
+        load(state, checkpoint_id=folder)
+        set_optimizer_state_dict(module, optimizer, optim_state_dict=state[f"optimizer_{number}"])
+
+
+_WEIGHTS = "state_dict"
+
+
+def _saved_weights(folder: Path) -> dict[str, Tensor]:
+    """Names and shapes of the weights in a folder of shards; refuses it if a file is missing."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    try:
+        metadata = FileSystemReader(folder).read_metadata()
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint {folder}: .metadata is missing; give another checkpoint") from error
+    files = sorted({entry.relative_path for entry in (metadata.storage_data or {}).values()})
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"checkpoint {folder}: {len(missing)} of its {len(files)} parts are missing ({', '.join(missing[:3])}); "
+            "copy the parts of every process into one folder, or give another checkpoint"
+        )
+    prefix = f"{_WEIGHTS}."
+    return {
+        name.removeprefix(prefix): torch.empty(entry.size, device="meta")
+        for name, entry in metadata.state_dict_metadata.items()
+        if name.startswith(prefix) and hasattr(entry, "size")
+    }
+
+
 def whole_checkpoint(folder: Path) -> dict[str, Any]:
     """The weights and optimizer states of a folder of shards, put together in the CPU memory of this process."""
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
@@ -93,9 +153,7 @@ def whole_checkpoint(folder: Path) -> dict[str, Any]:
 
     state: dict[str, Any] = {}
     reader = FileSystemReader(folder)
-    _load_state_dict(
-        state, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(keys={"state_dict"}), no_dist=True
-    )
+    _load_state_dict(state, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(keys={_WEIGHTS}), no_dist=True)
     return state
 
 

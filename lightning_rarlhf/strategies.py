@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, StrategyRegistry
 
 from lightning_rarlhf.distributed import gather_items
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.sharding import shard
+from lightning_rarlhf.sharding import load_shards, shard
 
 if TYPE_CHECKING:
     from lightning_rarlhf.policy import LanguageModel
+
+_META = "meta.pt"
+"""Lightning's name for what is neither weights nor optimizer state, in a folder of shards"""
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -46,6 +53,42 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write a folder of shards beside its place and move it there when every process has written."""
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        partial, former = (path.with_name(path.name + end) for end in (".partial", ".former"))
+        if self.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            _remove(former)
+            if path.exists():
+                os.replace(path, former)
+            os.replace(partial, path)
+            _remove(former)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a file, or a folder of shards that any number of processes wrote.
+
+        Raises:
+            UserError: a shard is missing, or the weights are not those of this policy.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        if not path.is_dir():
+            return super().load_checkpoint(path, weights_only)
+        assert self.lightning_module is not None
+        if not (path / _META).is_file():
+            raise UserError(f"checkpoint {path}: {_META} is missing; give another checkpoint, or copy the whole folder")
+        load_shards(path, self.lightning_module, self.optimizers, adapted=not self.lightning_module.strict_loading)
+        state: dict[str, Any] = torch.load(path / _META, map_location="cpu", weights_only=True)
+        return state
+
 
 def require_supported(trainer: pl.Trainer) -> None:
     """Refuse strategies under which the update would be another method, or that launch processes of another state.
@@ -62,9 +105,22 @@ def require_supported(trainer: pl.Trainer) -> None:
             return
         started = f" (started by {strategy._start_method})"
     raise UserError(
-        f"trainer.strategy {type(strategy).__name__}{started} is not supported; expected auto, ddp or "
-        "fsdp2 (configs/trainer)"
+        f"trainer.strategy {type(strategy).__name__}{started} is not supported; expected auto, ddp or fsdp2 "
+        "(configs/trainer)"
     )
+
+
+def require_readable(trainer: pl.Trainer, checkpoint: str | None) -> None:
+    """Refuse a folder of shards where weights are not sharded, before other processes are launched.
+
+    Raises:
+        UserError: with the command that makes one file of it.
+    """
+    if checkpoint is not None and Path(checkpoint).is_dir() and not isinstance(trainer.strategy, FSDP2Strategy):
+        raise UserError(
+            f"ckpt_path {checkpoint} is a folder of shards, which only --trainer.strategy fsdp2 reads; make one file "
+            f"of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint}"
+        )
 
 
 def require_same_seed(seed: int) -> None:
@@ -79,6 +135,10 @@ def divide(network: LanguageModel, trainer: pl.Trainer) -> None:
     if isinstance(trainer.strategy, FSDP2Strategy):
         mesh = trainer.strategy.device_mesh["data_parallel"]
         shard(network, mesh, forward_methods=("response_logprobs", "text_logprobs"))
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="sharded by block over all processes")

@@ -63,6 +63,11 @@ def test_evaluation_covers_all_rows_in_order_in_even_batches_every_time(rows: in
         assert len(batches) == len(numbers) == -(-rows // batch_size)
 
 
+def test_evaluation_leaves_no_process_without_a_row() -> None:
+    ranks = [rows_of(loader(8, batch_size=2, shuffle=False, rank=rank, world_size=3)) for rank in range(3)]
+    assert [[len(rows) for rows in batches] for batches in ranks] == [[2, 2], [1, 1], [1, 1]]
+
+
 def test_evaluation_starts_anew_after_a_partial_pass() -> None:
     numbers = loader(shuffle=False)
     next(iter(numbers))

@@ -1,0 +1,90 @@
+"""In one process everything is the identity; what two processes do is tested in tests/test_two_processes.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lightning_rarlhf import distributed
+from lightning_rarlhf.distributed import dealt, gather_items, gather_rollout, lost_process, total
+from tests.test_data_types import ppo_batch
+from tests.test_rollout import GOLDEN, rollout_of
+
+
+def test_one_process_gathers_what_it_has():
+    rollout = rollout_of(GOLDEN[0]["inputs"])
+    assert gather_rollout(rollout, pad_token_id=2) is rollout
+    assert gather_items(["a", "b"]) == ["a", "b"]
+    summed = total(torch.ones(2, requires_grad=True))
+    assert summed.tolist() == [1, 1]
+    assert not summed.requires_grad
+
+
+def as_process(monkeypatch, rank: int, of: int) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: of)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+
+
+@pytest.mark.parametrize(("processes", "part_size"), [(1, None), (2, None), (2, 1), (3, 1), (7, 2)])
+def test_rows_are_dealt_once_in_equally_many_parts(monkeypatch, processes, part_size):
+    batch, dealt_to, parts = ppo_batch(5), [], set()
+    for rank in range(processes):
+        as_process(monkeypatch, rank, processes)
+        own = list(dealt(batch, part_size))
+        parts.add(len(own))
+        counted = [
+            row
+            for part in own
+            for row, mask in zip(part.sequences[:, 0], part.response_mask, strict=True)
+            if mask.any()
+        ]
+        dealt_to.append([int(row) for row in counted])
+        assert all(part_size is None or len(part) <= part_size for part in own)
+    assert len(parts) == 1
+    assert dealt_to == [list(range(5))[rank::processes] for rank in range(processes)]
+
+
+def test_episodes_of_unequal_processes_come_back_in_global_order(monkeypatch):
+    """Rows 0, 2, 4 on process 0 with responses of 2 tokens at most, rows 1, 3 on process 1 with 3 tokens."""
+    whole = rollout_of(GOLDEN[0]["inputs"])
+    rows = torch.arange(len(whole))
+    shares = [whole.select(rows[rank::3]) for rank in range(3)]  # 3, 3 and 2 of 8
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+
+    def everyone(tensors, own):
+        """What `all_gather` would bring: each process's tensor of the same kind."""
+        kind = "shape" if own.dim() == 1 else "ints" if own.dtype == torch.int64 else "floats"
+        for target, value in zip(tensors, gathered[kind], strict=True):
+            target.copy_(value)
+
+    def texts(shares_of, own):
+        shares_of[:] = [list(zip(s.samples.batch.prompts, s.samples.responses, strict=True)) for s in shares]
+
+    width = (whole.samples.batch.input_ids.shape[1], whole.response_mask.shape[1])
+    tables = [distributed._tables(share, *width, 2) for share in shares]
+    padded = [[torch.nn.functional.pad(t, (0, 0, 0, 3 - len(t))) for t in pair] for pair in tables]
+    gathered = {
+        "shape": [torch.tensor([len(share), *width]) for share in shares],
+        "ints": [pair[0] for pair in padded],
+        "floats": [pair[1] for pair in padded],
+    }
+    monkeypatch.setattr(dist, "all_gather", everyone)
+    monkeypatch.setattr(dist, "all_gather_object", texts)
+    back = gather_rollout(shares[1], pad_token_id=2)
+    assert torch.equal(back.samples.sequences, whole.samples.sequences)
+    assert torch.equal(back.response_mask, whole.response_mask)
+    for name in ("scores", "logprobs", "ref_logprobs", "values", "entropy"):
+        assert torch.equal(getattr(back, name), getattr(whole, name))
+    assert back.samples.batch.index.tolist() == whole.samples.batch.index.tolist()
+
+
+def test_a_lost_process_is_told_from_other_errors(monkeypatch):
+    gloo = RuntimeError("[/x/pair.cc:553] Connection closed by peer [127.0.0.1]:8098. This is typically caused by")
+    assert lost_process(gloo) is None  # alone
+    as_process(monkeypatch, 1, 2)
+    line = lost_process(gloo)
+    assert line is not None
+    assert line.startswith("process 1 of 2 lost another one (Connection closed by peer [127.0.0.1]:8098); see")
+    assert lost_process(RuntimeError("shape mismatch")) is None
+    assert lost_process(ValueError("timeout")) is None
