@@ -11,8 +11,10 @@ from callbacks import DriftAlarm, HuggingFaceExport, PromptPerplexity, RiskSched
 from datamodules import (
     IMDBDataModule,
     JigsawDataModule,
-    PromptDataModule,
+    LabelledTextDataModule,
+    PreferenceDataModule,
     RealToxicityPromptsDataModule,
+    RunDataModule,
     SyntheticDataModule,
     TextFileDataModule,
 )
@@ -27,12 +29,13 @@ from lightning_rarlhf.decoding.self_debias import SelfDebias
 from lightning_rarlhf.decoding_module import DecodingModule
 from lightning_rarlhf.distributed import lost_process
 from lightning_rarlhf.errors import mistake_behind
-from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.guarded_module import GuardedModule
 from lightning_rarlhf.plain_text import error_line
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.quark_module import QuarkModule
 from lightning_rarlhf.rect_module import RectModule
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
+from lightning_rarlhf.reward_module import RewardModule
 from lightning_rarlhf.sft_module import SFTModule
 from lightning_rarlhf.strategies import FSDP2Strategy
 
@@ -49,13 +52,16 @@ __all__ = [
     "HuggingFaceExport",
     "IMDBDataModule",
     "JigsawDataModule",
+    "LabelledTextDataModule",
     "Plain",
+    "PreferenceDataModule",
     "PromptPerplexity",
     "Prompted",
     "QuarkModule",
     "RealToxicityPromptsDataModule",
     "Rect",
     "RectModule",
+    "RewardModule",
     "RiskAversePPOModule",
     "RiskSchedule",
     "SFTModule",
@@ -68,7 +74,7 @@ __all__ = [
 def main(args: ArgsType = None) -> None:
     """Parse `args` (none = the command line) and run. A mistake of the user's is one line and exit status 2."""
     try:
-        TrainCLI(LanguageModule, PromptDataModule, args=args)
+        TrainCLI(GuardedModule, RunDataModule, args=args)
     except KeyboardInterrupt:  # before a fit has begun; later see `StopOnSignal`
         raise SystemExit(130) from None
     except (ValueError, MisconfigurationException) as error:

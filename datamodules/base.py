@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import lightning.pytorch as pl
 import numpy as np
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from datamodules.collate import collate_prompts, collate_texts
 from datamodules.loader import PromptLoader
 from datamodules.rows import RowSchema, flatten, keep_usable, to_rows
+from datamodules.run_data import RunDataModule
 from datamodules.selection import CLASS_NAMES, Labels, Quota, Rows, Selection, divide, select
 from datamodules.tokenization import tokenize_prompts, tokenize_texts
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
@@ -44,7 +44,7 @@ class _Pool:
     selection: Selection
 
 
-class PromptDataModule(pl.LightningDataModule, ABC):
+class PromptDataModule(RunDataModule, ABC):
     """Base of the data modules: prompts for PPO, tests and predictions, or whole texts for supervised fine-tuning.
 
     A subclass says where rows come from (`read`), which columns mean what (`schema`) and, in `min_characters` and

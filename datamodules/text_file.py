@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from datamodules.base import PromptDataModule
 from datamodules.rows import RowSchema, ValueRule, flatten
-from datamodules.sources import find_file, is_data_file, read_file, read_hub
+from datamodules.split_sources import read_splits
 from lightning_rarlhf.errors import DataError
 
 if TYPE_CHECKING:
@@ -106,35 +106,8 @@ class TextFileDataModule(PromptDataModule):
     def _read_splits(self) -> dict[str, Dataset]:
         """Rows by split; `all` = the only file there is, or the training file of a source without a test file."""
         self._check_arguments()
-        splits = self._read_hub() if self.path is None else self._read_local(Path(self.path).expanduser())
-        if "train" in splits and "test" not in splits:
-            splits["all"] = splits.pop("train")
-        return splits
-
-    def _read_hub(self) -> dict[str, Dataset]:
-        hub = read_hub(str(self.hub_id), self.revision, self.hub_config)
-        splits = {split: hub[name] for split, name in self.split_names.items() if name in hub}
-        if not splits and len(hub) == 1:
-            return {"all": next(iter(hub.values()))}
-        return splits if splits.keys() & {"train", "test"} else self._no_split(hub)
-
-    def _read_local(self, path: Path) -> dict[str, Dataset]:
-        files = {"all": path} if not path.is_dir() else self._split_files(path)
-        return {split: read_file(file) for split, file in files.items()}
-
-    def _split_files(self, folder: Path) -> dict[str, Path]:
-        found = {split: find_file(folder, name) for split, name in self.split_names.items()}
-        files = {split: file for split, file in found.items() if file is not None}
-        readable = [entry for entry in sorted(folder.iterdir()) if is_data_file(entry)]
-        if not files and len(readable) == 1:
-            return {"all": readable[0]}
-        return files if files.keys() & {"train", "test"} else self._no_split(entry.name for entry in readable)
-
-    def _no_split(self, found: Iterable[str]) -> NoReturn:
-        wanted = " or ".join(repr(self.split_names[split]) for split in ("train", "test"))
-        raise DataError(
-            f"{self.source}: no data for training or test: expected {wanted} (train_split, test_split), "
-            f"found {', '.join(found) or 'no data file'}"
+        return read_splits(
+            self.path, self.hub_id, self.split_names, source=self.source, revision=self.revision, config=self.hub_config
         )
 
     def _require_wanted_label(self, splits: dict[str, Dataset]) -> None:

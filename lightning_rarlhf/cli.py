@@ -93,12 +93,14 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from another setting, unless the user said it; require a free folder or a checkpoint."""
         config = self.config[self.config.subcommand]
-        policy, data = config.model.init_args.policy, config.data.init_args
-        if data.tokenizer not in (None, policy.pretrained):
+        model, data = config.model.init_args, config.data.init_args
+        read_by = "policy" if "policy" in model else "backbone"
+        if data.tokenizer not in (None, model[read_by].pretrained):
             raise UserError(
-                f"data.tokenizer {data.tokenizer}: prompts need the policy's own, {policy.pretrained}; leave it out"
+                f"data.tokenizer {data.tokenizer}: prompts need the {read_by}'s own, {model[read_by].pretrained}; "
+                "leave it out"
             )
-        data.tokenizer, data.tokenizer_revision = policy.pretrained, policy.revision
+        data.tokenizer, data.tokenizer_revision = model[read_by].pretrained, model[read_by].revision
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(Path(config.trainer.default_root_dir or ".") / "checkpoints")
         checkpoints = Path(config.checkpoint.dirpath)

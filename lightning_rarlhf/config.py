@@ -202,6 +202,17 @@ class QuarkConfig:
             raise UserError(f"quantiles={self.quantiles}: one quantile does not tell good from bad; expected 2 or more")
 
 
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The network that becomes a reward model."""
+
+    pretrained: str = "distilbert-base-uncased"
+    """hub id or folder of any network that transformers can put a classification head on: an encoder, a causal language
+    model, or a classifier to go on with"""
+    revision: str | None = None
+    """commit, tag or branch on the hub; none = its main branch"""
+
+
 class Judge(ABC):
     """What evaluation asks of a `RewardModel`; stands here so that the settings below can name it."""
 

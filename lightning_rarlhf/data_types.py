@@ -270,3 +270,48 @@ class QuarkBatch(_Batch):
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledBatch(_Batch):
+    """Texts with human labels, right-padded to [B, S]."""
+
+    input_ids: Tensor
+    """i64 [B, S]"""
+    attention_mask: Tensor
+    """bool [B, S]; True = a token of the text"""
+    labels: Tensor
+    """f32 [B, L]; 1 = yes, 0 = no, NaN = unknown"""
+
+    def __post_init__(self) -> None:
+        rows, columns = self.input_ids.shape
+        _require("input_ids", self.input_ids, (rows, columns), torch.int64)
+        _require("attention_mask", self.attention_mask, (rows, columns), torch.bool)
+        _require("labels", self.labels, (rows, self.labels.shape[1]), torch.float32)
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceBatch(_Batch):
+    """Pairs of texts of which a human preferred one; each side is right-padded to a width of its own."""
+
+    chosen_ids: Tensor
+    """i64 [B, S]"""
+    chosen_mask: Tensor
+    """bool [B, S]; True = a token of the text"""
+    rejected_ids: Tensor
+    """i64 [B, S′]"""
+    rejected_mask: Tensor
+    """bool [B, S′]"""
+
+    def __post_init__(self) -> None:
+        rows = len(self.chosen_ids)
+        for side in ("chosen", "rejected"):
+            ids, mask = getattr(self, f"{side}_ids"), getattr(self, f"{side}_mask")
+            _require(f"{side}_ids", ids, (rows, ids.shape[1]), torch.int64)
+            _require(f"{side}_mask", mask, tuple(ids.shape), torch.bool)
+
+    def __len__(self) -> int:
+        return int(self.chosen_ids.shape[0])

@@ -52,6 +52,7 @@ PLACES = (
     # 1: models, and what talks to them
     Place("lightning_rarlhf/hub.py", 1),
     Place("lightning_rarlhf/kl_control.py", 1),
+    Place("lightning_rarlhf/classifier.py", 1, ("lightning_rarlhf/hub.py",)),
     Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py",)),
     Place("lightning_rarlhf/policy.py", 1),
     Place("lightning_rarlhf/lora.py", 1, ("lightning_rarlhf/policy.py",)),
@@ -94,6 +95,7 @@ PLACES = (
     Place("lightning_rarlhf/export/__main__.py", 4),
     Place("lightning_rarlhf/export/", 2, ("lightning_rarlhf/export/",)),
     Place("lightning_rarlhf/resume.py", 2),
+    Place("lightning_rarlhf/reward_report.py", 2, ("lightning_rarlhf/figures.py",)),
     Place("lightning_rarlhf/figures.py", 2),
     Place("lightning_rarlhf/results.py", 2, ("lightning_rarlhf/generations.py", "lightning_rarlhf/results_file.py")),
     Place(
@@ -117,6 +119,7 @@ PLACES = (
         ("lightning_rarlhf/guarded_module.py", "lightning_rarlhf/strategies.py"),
     ),
     Place("lightning_rarlhf/ppo_updater.py", 3),
+    Place("lightning_rarlhf/reward_module.py", 3, ("lightning_rarlhf/guarded_module.py",)),
     Place(
         "lightning_rarlhf/ppo_module.py",
         3,

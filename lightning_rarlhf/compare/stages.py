@@ -187,7 +187,7 @@ def plan(settings: Settings) -> list[Stage]:
     methods = chosen(settings)
     _require_configs(settings, methods)
     stages = [stage for method in methods for stage in _stages_of(method, settings)]
-    known = {tag for method in methods for tag in (method.name, f"{method.name}:fit", f"{method.name}:test")}
+    known = {tag for method in METHODS for tag in (method.name, f"{method.name}:fit", f"{method.name}:test")}
     for tag, _ in settings.extra:
         if tag not in known | {"all", "fit", "test"}:
             raise UserError(f"--with: got tag {tag!r}, expected all, fit, test, METHOD, METHOD:fit or METHOD:test")

@@ -1,0 +1,107 @@
+"""Texts that humans put labels on: one label or several, each yes or no."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from datamodules.human_labels import HumanLabelsDataModule, Rows, batches
+from datamodules.rows import ThresholdRule, ValueRule
+from lightning_rarlhf.data_types import LabelledBatch
+from lightning_rarlhf.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class LabelledTextDataModule(HumanLabelsDataModule):
+    """One logit a label column; a text may carry several labels, and a missing value is unknown, not no.
+
+    Args:
+        text_column: holds the text; a column inside another is named with a dot, as prompt.text
+        label_columns: each holds one label of every text
+        label_names: what the classifier is to call them; none = as the columns
+        positive_label: value that means yes, any other means no; none = 1 is yes, 0 is no and anything else unknown
+        threshold: numbers above it mean yes, instead of positive_label
+        **kwargs: as in HumanLabelsDataModule
+    """
+
+    def __init__(
+        self,
+        *,
+        text_column: str = "text",
+        label_columns: list[str] = ["label"],  # noqa: B006 (jsonargparse copies it)
+        label_names: list[str] | None = None,
+        positive_label: str | int | float | bool | None = None,
+        threshold: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        names = label_columns if label_names is None else label_names
+        if not label_columns or len(names) != len(label_columns) or len(set(names)) != len(names):
+            raise DataError(
+                f"label_columns {label_columns}, label_names {names}: expected one or more, a name of its own for each"
+            )
+        if positive_label is not None and threshold is not None:
+            raise DataError("positive_label and threshold exclude each other: give one, or neither for 0 and 1")
+        self.text_column, self.label_columns, self._names = text_column, list(label_columns), list(names)
+        self.positive_label, self.threshold = positive_label, threshold
+
+    @property
+    def label_names(self) -> list[str]:
+        return self._names
+
+    @property
+    def columns(self) -> list[str]:
+        return [self.text_column, *self.label_columns]
+
+    def usable(self, rows: Dataset, split: str) -> Rows:
+        """Rows whose text is not blank and that have at least one known label."""
+        kept = [
+            start + number
+            for start, part in batches(rows, self.columns)
+            for number, text in enumerate(part[self.text_column])
+            if isinstance(text, str)
+            and text.strip()
+            and any(not math.isnan(self._label(name, part[name][number])) for name in self.label_columns)
+        ]
+        if not kept:
+            values = {str(value) for name in self.label_columns for value in rows[:1000][name]}
+            raise DataError(
+                f"{self.source} ({split}): no text with a known label in {', '.join(self.label_columns)}; values "
+                f"found: {', '.join(sorted(values)[:10])}; set data.positive_label or data.threshold"
+            )
+        return np.array(kept, dtype=np.int64)
+
+    def check(self, rows: Dataset, split: str) -> None:
+        """Each label must be there and not be there: neither a loss nor an AUC can be had from one class."""
+        for column, name in zip(self.label_columns, self._names, strict=True):
+            known = {self._label(column, value) for _, part in batches(rows, [column]) for value in part[column]}
+            known = {value for value in known if not math.isnan(value)}
+            if known != {0.0, 1.0}:
+                only = f"only {'yes' if 1.0 in known else 'no'}" if known else "no known value"
+                raise DataError(
+                    f"{self.source} ({split}): label {name!r} has {only} in {len(rows)} texts; AUC and loss need both "
+                    "yes and no: give more data, or leave the label out"
+                )
+
+    def collate(self, rows: Dataset, numbers: list[int]) -> LabelledBatch:
+        part = rows[numbers]
+        ids, mask = self.encode(part[self.text_column])
+        labels = [[self._label(name, value) for value in part[name]] for name in self.label_columns]
+        return LabelledBatch(input_ids=ids, attention_mask=mask, labels=torch.tensor(labels, dtype=torch.float32).T)
+
+    def _label(self, column: str, value: Any) -> float:
+        """1 = yes, 0 = no, NaN = unknown."""
+        if self.threshold is not None:
+            label = ThresholdRule(column=column, at_most=self.threshold).label(value)
+            return math.nan if label < 0 else 1.0 - label
+        if self.positive_label is not None:
+            label = ValueRule(column=column, wanted=str(self.positive_label)).label(value)
+        else:
+            said = int(value) if isinstance(value, bool) else value
+            label = ValueRule(column=column, wanted="1", unwanted="0").label(said)
+        return math.nan if label < 0 else float(label)

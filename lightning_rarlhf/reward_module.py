@@ -1,0 +1,220 @@
+"""A reward model from human labels: where human feedback enters (paper, section 3 and Eqs. 1-2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAUROC
+
+from lightning_rarlhf.classifier import export_classifier, load_classifier, load_classifier_tokenizer
+from lightning_rarlhf.config import BackboneConfig, GuardConfig
+from lightning_rarlhf.data_types import LabelledBatch, PreferenceBatch
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.functional.preferences import bradley_terry_nll
+from lightning_rarlhf.guarded_module import GuardedModule
+from lightning_rarlhf.resume import reapply_settings, settings_of
+from lightning_rarlhf.reward_report import both_ways, measures_of_labels, measures_of_pairs, write_reward_report
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RewardBatch = LabelledBatch | PreferenceBatch
+
+
+class RewardModule(GuardedModule):
+    """A sequence classifier fitted on labelled texts, or on pairs of which a human preferred one.
+
+    The data module decides which: `LabelledTextDataModule` gives one logit a label, with binary cross-entropy each;
+    `PreferenceDataModule` one score, with the Bradley-Terry loss. The exported folder is what
+    `model.reward.pretrained` takes.
+
+    Attributes:
+        classifier: the network; built by `configure_model`.
+    """
+
+    classifier: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        backbone: BackboneConfig = BackboneConfig(),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-5),
+        linear_decay: bool = True,
+        guard: GuardConfig = GuardConfig(),
+    ) -> None:
+        """Remember the settings; nothing is loaded before the trainer asks for it.
+
+        Args:
+            backbone: the network that gets a classification head, or a classifier to go on with.
+            optimizer: any torch optimizer.
+            linear_decay: lower the learning rate linearly to 0 over the run.
+            guard: what happens when a number is not finite.
+        """
+        super().__init__(guard)
+        self.backbone = backbone
+        self.make_optimizer = optimizer
+        self.linear_decay = linear_decay
+        self.label_names: list[str] = []
+
+    # construction
+
+    def configure_model(self) -> None:
+        """Load the network; its labels are those of the data."""
+        if self.label_names:
+            return
+        names = getattr(getattr(self.trainer, "datamodule", None), "label_names", None)
+        if not names:
+            raise UserError(
+                "RewardModule learns from labelled texts or preferences; set --data LabelledTextDataModule or "
+                "PreferenceDataModule"
+            )
+        self.tokenizer = load_classifier_tokenizer(self.backbone.pretrained, self.backbone.revision)
+        self.classifier = load_classifier(self.backbone, names, int(self.tokenizer.pad_token_id))
+        self.label_names = list(names)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over the whole network, and the linear decay."""
+        optimizer = self.make_optimizer(self.parameters())
+        self._optimizer_settings = settings_of(optimizer)
+        if not self.linear_decay:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < float("inf"):
+            raise UserError("linear_decay needs the run's length: set trainer.max_steps or trainer.max_epochs")
+        scheduler = torch.optim.lr_scheduler.LinearLR(
+            optimizer, start_factor=1.0, end_factor=0.0, total_iters=int(steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Switch dropout on, as transformers leaves a loaded network without; let the user's settings count."""
+        self.classifier.train()
+        if self.trainer.ckpt_path:
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            for line in reapply_settings(self.trainer.optimizers[0], self._optimizer_settings, schedulers):
+                rank_zero_info(f"optimizer: {line}")
+
+    # learning
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits of right-padded texts: i64 [B, S], bool [B, S] → f32 [B, L]."""
+        logits: Tensor = self.classifier(input_ids=input_ids, attention_mask=attention_mask.long()).logits
+        return logits.float()
+
+    def training_step(self, batch: RewardBatch, batch_idx: int) -> Tensor:
+        """Binary cross-entropy of the known labels, or the Bradley-Terry loss (Eq. 2)."""
+        loss = self._outcome(batch)[0]
+        self.log("reward/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch))
+        return loss
+
+    def margins(self, batch: PreferenceBatch) -> Tensor:
+        """f32 [B], r_chosen − r_rejected, both read in one pass."""
+        scores = self(
+            torch.cat([batch.chosen_ids, batch.rejected_ids]), torch.cat([batch.chosen_mask, batch.rejected_mask])
+        ).squeeze(-1)
+        chosen, rejected = scores.chunk(2)
+        margins: Tensor = chosen - rejected
+        return margins
+
+    def _outcome(self, batch: RewardBatch) -> tuple[Tensor, Tensor]:
+        """Loss, a scalar; logits [B, L] or margins [B]."""
+        if isinstance(batch, PreferenceBatch):
+            margins = self.margins(batch)
+            return bradley_terry_nll(margins, torch.zeros_like(margins)).mean(), margins
+        logits, known = self(batch.input_ids, batch.attention_mask), batch.labels.isfinite()
+        return F.binary_cross_entropy_with_logits(logits[known], batch.labels[known]), logits
+
+    # validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._loss = MeanMetric().to(self.device)
+        self._right = MeanMetric().to(self.device)
+        self._aurocs = [BinaryAUROC(thresholds=None).to(self.device) for _ in self.label_names]
+
+    def validation_step(self, batch: RewardBatch, batch_idx: int) -> None:
+        """Collect loss, and AUC of each label or accuracy of the pairs."""
+        loss, found = self._outcome(batch)
+        self._loss.update(loss, len(batch))
+        if isinstance(batch, PreferenceBatch):
+            self._right.update((found > 0).float() + 0.5 * (found == 0).float())
+            return
+        for column, metric in enumerate(self._aurocs):
+            known = batch.labels[:, column].isfinite()
+            if known.any():
+                metric.update(found[known, column], batch.labels[known, column].long())
+
+    def on_validation_epoch_end(self) -> None:
+        figures: dict[str, Any] = {"val/loss": self._loss.compute()}
+        if self._right.update_count:
+            figures["val/accuracy"] = self._right.compute()
+        else:
+            aurocs = {f"val/{name}/auroc": m.compute() for name, m in zip(self.label_names, self._aurocs, strict=True)}
+            figures |= aurocs | {"val/auroc": torch.stack(list(aurocs.values())).mean()}
+        self.log_dict(figures, prog_bar=True)
+
+    # test
+
+    def on_test_epoch_start(self) -> None:
+        self._found: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def test_step(self, batch: RewardBatch, batch_idx: int) -> None:
+        """Collect logits and labels, or margins."""
+        self._found.append(self._outcome(batch)[1].cpu())
+        if isinstance(batch, LabelledBatch):
+            self._labels.append(batch.labels.cpu())
+
+    def on_test_epoch_end(self) -> None:
+        """Write reward_results.json and the picture of the calibration, and print the figures."""
+        found = torch.cat(self._found).double().numpy()
+        if self._labels:
+            labels = torch.cat(self._labels).double().numpy()
+            metrics = measures_of_labels(found, labels, self.label_names)
+            known = np.isfinite(labels)
+            columns = enumerate(self.label_names)
+            curves = {name: (found[known[:, c], c], labels[known[:, c], c]) for c, name in columns}
+        else:
+            metrics, curves = measures_of_pairs(found), {"pairs": both_ways(found)}
+        write_reward_report(Path(self.trainer.default_root_dir), metrics, curves, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        data = getattr(self.trainer, "datamodule", None)
+        return {
+            "module": type(self).__name__,
+            "pretrained": self.backbone.pretrained,
+            "revision": self.backbone.revision,
+            "labels": self.label_names,
+            "checkpoint": self.trainer.ckpt_path,
+            "data": data.identity() if data is not None and hasattr(data, "identity") else None,
+        }
+
+    # what stays
+
+    def on_fit_end(self) -> None:
+        """Export ``<run>/huggingface``, unless the fit was interrupted or only a trial (fast_dev_run)."""
+        trainer = self.trainer
+        if not trainer.is_global_zero or trainer.interrupted or getattr(trainer, "fast_dev_run", False):
+            return
+        folder = Path(trainer.default_root_dir) / "huggingface"
+        export_classifier(self.classifier, self.tokenizer, folder)
+        names = ", ".join(self.label_names)
+        rank_zero_info(f"exported to {folder}: --model.reward.pretrained {folder} --model.reward.label ONE OF {names}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["module"] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError if another module made the checkpoint."""
+        if checkpoint.get("module") != type(self).__name__:
+            raise UserError(f"the checkpoint was made by {checkpoint.get('module')}, not {type(self).__name__}")
+        super().on_load_checkpoint(checkpoint)

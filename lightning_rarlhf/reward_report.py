@@ -1,0 +1,150 @@
+"""What `test` of a reward model leaves: its figures with intervals in JSON, and a picture of its calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_rarlhf import __version__
+from lightning_rarlhf.figures import PALETTE
+from lightning_rarlhf.functional.bounds import clopper_pearson
+from lightning_rarlhf.functional.classification import (
+    Array,
+    Reliability,
+    auroc,
+    expected_calibration_error,
+    reliability,
+)
+from lightning_rarlhf.functional.statistics import Interval, bootstrap_interval, mean_interval
+from lightning_rarlhf.one_move import in_one_move
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RESULTS = "reward_results.json"
+PICTURE = "reliability.png"
+_BINS = 15
+
+
+def measures_of_labels(scores: Array, labels: Array, names: list[str]) -> dict[str, Interval]:
+    """AUC, calibration error, log loss and accuracy of each label.
+
+    Args:
+        scores: [n, L], logits.
+        labels: [n, L], 0, 1 or NaN = unknown; each label has both classes.
+        names: L.
+    """
+    found: dict[str, Interval] = {}
+    for column, name in enumerate(names):
+        known = np.isfinite(labels[:, column])
+        z, y = scores[known, column], labels[known, column]
+        table = np.stack([z, y], axis=1)
+        found[f"{name}/auroc"] = bootstrap_interval(table, _auroc)
+        found[f"{name}/calibration_error"] = bootstrap_interval(table, _calibration_error)
+        found[f"{name}/log_loss"] = mean_interval(np.logaddexp(0, z) - z * y)
+        found[f"{name}/accuracy"] = clopper_pearson(int(((z > 0) == (y == 1)).sum()), len(y), 0.95)
+        found[f"{name}/positives"] = clopper_pearson(int(y.sum()), len(y), 0.95)
+    return found
+
+
+def measures_of_pairs(margins: Array) -> dict[str, Interval]:
+    """Accuracy, log loss and calibration error of the margins r_chosen − r_rejected, [n]; a tie is half right.
+
+    Calibration looks at each pair both ways round: how often does the one win that wins with probability σ(margin)?
+    """
+    return {
+        "pairs/accuracy": mean_interval((margins > 0) + 0.5 * (margins == 0)),
+        "pairs/log_loss": mean_interval(np.logaddexp(0, -margins)),
+        "pairs/calibration_error": bootstrap_interval(margins[:, None], _pair_calibration_error),
+    }
+
+
+def both_ways(margins: Array) -> tuple[Array, Array]:
+    """Margins and outcomes of each pair as it is and turned round; [2n], [2n]."""
+    return np.concatenate([margins, -margins]), np.concatenate([np.ones_like(margins), np.zeros_like(margins)])
+
+
+def write_reward_report(
+    folder: Path,
+    metrics: Mapping[str, Interval],
+    curves: Mapping[str, tuple[Array, Array]],
+    identity: Mapping[str, Any],
+) -> None:
+    """Write both files and print the figures.
+
+    Args:
+        folder: of the run.
+        metrics: figures by name.
+        curves: logits [n] and outcomes [n] by label, for the picture.
+        identity: what the results say of model and data.
+    """
+    bins = {name: reliability(_sigmoid(scores), labels, _BINS) for name, (scores, labels) in curves.items()}
+    content = {
+        "schema_version": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code_version": __version__,
+        **identity,
+        "metrics": {name: asdict(interval) for name, interval in metrics.items()},
+        "reliability": {name: _rows(found) for name, found in bins.items()},
+    }
+    with in_one_move(folder / RESULTS) as path:
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    _draw(bins, folder / PICTURE)
+    for name, interval in metrics.items():
+        print(f"{name}: {interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f}), n = {interval.n}")
+
+
+def _auroc(sample: Array, axis: int) -> Array:
+    return auroc(sample[..., 0], sample[..., 1], axis=axis)
+
+
+def _calibration_error(sample: Array, axis: int) -> Array:
+    return _over_samples(sample, axis, lambda one: (one[:, 0], one[:, 1]))
+
+
+def _pair_calibration_error(sample: Array, axis: int) -> Array:
+    return _over_samples(sample, axis, lambda one: both_ways(one[:, 0]))
+
+
+def _over_samples(sample: Array, axis: int, split: Any) -> Array:
+    """Calibration error of [n, m], or of each of the bootstrap samples [s, n, m]."""
+    samples = sample if axis else sample[None]
+    errors = []
+    for one in samples:
+        scores, labels = split(one)
+        errors.append(expected_calibration_error(reliability(_sigmoid(scores), labels, _BINS)))
+    return np.array(errors) if axis else np.array(errors[0])
+
+
+def _sigmoid(scores: Array) -> Array:
+    return np.exp(-np.logaddexp(0, -scores))
+
+
+def _rows(found: Reliability) -> list[dict[str, float]]:
+    rows = zip(found.counts.tolist(), found.confidence.tolist(), found.frequency.tolist(), strict=True)
+    return [{"count": n, "confidence": p, "frequency": f} for n, p, f in rows if n]
+
+
+def _draw(bins: Mapping[str, Reliability], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#B0B6BA", linewidth=1, linestyle=(0, (4, 3)))
+    for number, (name, found) in enumerate(bins.items()):
+        filled: NDArray[np.bool_] = found.counts > 0
+        p, f, n = found.confidence[filled], found.frequency[filled], found.counts[filled]
+        error = 1.96 * np.sqrt(np.clip(f * (1 - f), 0, None) / n)
+        colour = PALETTE[1:][number % (len(PALETTE) - 1)]
+        axes.errorbar(p, f, yerr=error, color=colour, marker="o", markersize=4, linewidth=1.2, capsize=2, label=name)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted probability", ylabel="observed frequency")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")
+    with in_one_move(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)

@@ -1,0 +1,47 @@
+"""AUC by brute force over pairs and by torchmetrics; calibration by hand and by torchmetrics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
+
+from lightning_rarlhf.functional.classification import auroc, expected_calibration_error, reliability
+
+
+@pytest.mark.parametrize("levels", [5, 1000])
+def test_auroc_is_the_share_of_pairs_in_the_right_order(levels):
+    rng = np.random.default_rng(levels)
+    scores, labels = rng.integers(levels, size=60) / levels, rng.integers(2, size=60).astype(float)
+    positives, negatives = scores[labels == 1], scores[labels == 0]
+    pairs = [(a > b) + 0.5 * (a == b) for a in positives for b in negatives]
+    assert float(auroc(scores, labels)) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    theirs = binary_auroc(torch.from_numpy(scores).float(), torch.from_numpy(labels).long(), thresholds=None)
+    assert float(auroc(scores, labels)) == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_auroc_of_many_samples_at_once():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=(7, 30)), rng.integers(2, size=(7, 30)).astype(float)
+    labels[3] = 1  # one class only
+    rows = [float(auroc(a, b)) for a, b in zip(scores, labels, strict=True)]
+    assert auroc(scores, labels, axis=1).tolist() == pytest.approx(rows)
+    assert rows[3] == 0.5
+
+
+def test_calibration_by_hand():
+    """Bins of a half: {.1, .3} with one positive, {.8} with none: gaps .3 and .8, two thirds and one third."""
+    found = reliability([0.1, 0.3, 0.8], [0, 1, 0], bins=2)
+    assert found.counts.tolist() == [2, 1]
+    assert found.confidence.tolist() == pytest.approx([0.2, 0.8])
+    assert found.frequency.tolist() == [0.5, 0.0]
+    assert expected_calibration_error(found) == pytest.approx((2 * 0.3 + 0.8) / 3)
+
+
+def test_calibration_agrees_with_torchmetrics():
+    rng = np.random.default_rng(1)
+    p = rng.uniform(size=500)
+    y = (rng.uniform(size=500) < p**2).astype(np.int64)
+    theirs = binary_calibration_error(torch.from_numpy(p), torch.from_numpy(y), n_bins=15)
+    assert expected_calibration_error(reliability(p, y, bins=15)) == pytest.approx(theirs.item(), abs=1e-6)

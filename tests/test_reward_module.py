@@ -1,0 +1,190 @@
+"""Reward models from human labels, through the real command line, to a folder that a run uses as its reward."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+import train
+from lightning_rarlhf.functional.preferences import bradley_terry_nll
+from lightning_rarlhf.reward_models import ClassifierReward
+from tests.datamodules.data_files import jigsaw_rows, write_csv, write_jsonl, write_parquet
+from tests.test_configs import QUIET, ROOT
+from tests.tiny_models import causal_lm, save_classifier, save_policy, save_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+FILLER = ("film", "food", "the", "a", "very", "and", "not", "warm", "cold")
+FIT = ["--model.optimizer.lr", "2e-2", "--data.batch_size", "16", "--trainer.max_epochs", "8", *QUIET]
+
+
+def texts(count: int) -> list[dict]:
+    """`toxic` is whether it says rude, `kind` whether it says kind; some are unlabelled."""
+    rows = []
+    for n in range(count):
+        words = [FILLER[(n * k + k) % len(FILLER)] for k in (1, 2, 5)]
+        words += ["rude"] * (n % 2) + ["kind"] * (n % 3 == 0)
+        rows.append({"text": " ".join(words), "toxic": n % 2, "kind": int(n % 3 == 0) if n % 7 else -1})
+    return rows
+
+
+def pairs(count: int) -> list[dict]:
+    return [
+        {
+            "prompt": f"the {FILLER[n % len(FILLER)]} was",
+            "chosen": f" kind {FILLER[(n * 3) % len(FILLER)]}",
+            "rejected": f" rude {FILLER[(n * 5) % len(FILLER)]}",
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return save_classifier(tmp_path_factory.mktemp("backbone"), labels=("LABEL_0", "LABEL_1", "LABEL_2"))
+
+
+def common(backbone, folder):
+    return ["--model.backbone.pretrained", str(backbone), "--trainer.default_root_dir", str(folder)]
+
+
+def test_labels_become_a_classifier_that_a_run_takes_as_its_reward(backbone, tmp_path, capsys):
+    data = write_csv(tmp_path / "labelled.csv", texts(240))
+    labels = ["--data.label_columns", "[toxic, kind]"]
+    config = ["--config", str(ROOT / "configs" / "reward" / "labels.yaml"), "--data.path", str(data), *labels]
+    train.main(["fit", *config, *common(backbone, tmp_path / "run"), *FIT])
+    exported = tmp_path / "run" / "huggingface"
+    train.main(["test", *config, *common(exported, tmp_path / "run"), *QUIET])
+    results = json.loads((tmp_path / "run" / "reward_results.json").read_text())
+    assert results["labels"] == ["toxic", "kind"]
+    assert results["metrics"]["toxic/auroc"]["estimate"] > 0.95
+    assert results["metrics"]["kind/auroc"]["estimate"] > 0.8
+    assert results["metrics"]["kind/auroc"]["n"] < results["metrics"]["toxic/auroc"]["n"]  # unknown ones are left out
+    assert (tmp_path / "run" / "reliability.png").stat().st_size > 5000
+    assert "toxic/auroc: " in capsys.readouterr().out
+    for split in ("train", "test"):
+        write_csv(tmp_path / f"{split}.csv", jigsaw_rows(20, 20, start=1000))
+    save_policy(tmp_path / "policy")
+    train.main(
+        [
+            *("test", "--config", str(ROOT / "configs" / "jigsaw.yaml"), "--data.path", str(tmp_path), *QUIET),
+            *("--model.policy.pretrained", str(tmp_path / "policy"), "--model.reward.pretrained", str(exported)),
+            *("--data.val_size", "0", "--trainer.default_root_dir", str(tmp_path / "used")),
+        ]
+    )
+    used = [json.loads(line) for line in (tmp_path / "used" / "generations.jsonl").read_text().splitlines()]
+    reward = ClassifierReward(str(exported), label="toxic", sign=-1)
+    reward.load(torch.device("cpu"))
+    expected = reward([row["prompt"] for row in used], [row["response"] for row in used])
+    assert [row["score"] for row in used] == pytest.approx(expected.tolist(), abs=1e-4)
+    rude, kind = reward(["the film was"] * 2, [" rude", " warm"]).tolist()
+    assert rude < kind - 1
+
+
+def test_preferences_become_a_score(backbone, tmp_path):
+    data = write_jsonl(tmp_path / "pairs.jsonl", pairs(160))
+    config = ["--config", str(ROOT / "configs" / "reward" / "preferences.yaml"), "--data.path", str(data)]
+    config += ["--data.prompt_column", "prompt"]
+    train.main(["fit", *config, *common(backbone, tmp_path / "run"), *FIT])
+    train.main(["test", *config, *common(tmp_path / "run" / "huggingface", tmp_path / "run"), *QUIET])
+    metrics = json.loads((tmp_path / "run" / "reward_results.json").read_text())["metrics"]
+    assert metrics["pairs/accuracy"]["estimate"] > 0.95
+    reward = ClassifierReward(str(tmp_path / "run" / "huggingface"))  # one label, so it needs no name
+    reward.load(torch.device("cpu"))
+    good, bad = reward(["the film was"] * 2, [" kind", " rude"]).tolist()
+    assert good > bad + 1
+
+
+def test_a_language_model_can_be_the_backbone_and_the_loss_is_bradley_terrys(tmp_path):
+    """GPT-2's head reads the last token of a right-padded text: the margin is that of the two texts by themselves."""
+    from datamodules import PreferenceDataModule
+    from lightning_rarlhf.classifier import load_classifier, load_classifier_tokenizer
+    from lightning_rarlhf.config import BackboneConfig
+    from lightning_rarlhf.reward_module import RewardModule
+
+    causal_lm("gpt2").save_pretrained(tmp_path / "lm")
+    save_tokenizer(tmp_path / "lm")
+    data = PreferenceDataModule(
+        tokenizer=str(tmp_path / "lm"), path=str(write_parquet(tmp_path / "pairs.parquet", pairs(40))), batch_size=4
+    )
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    module = RewardModule(BackboneConfig(pretrained=str(tmp_path / "lm")))
+    tokenizer = load_classifier_tokenizer(str(tmp_path / "lm"))
+    module.classifier = load_classifier(module.backbone, ["preference"], tokenizer.pad_token_id)
+    alone = []
+    for ids, mask in ((batch.chosen_ids, batch.chosen_mask), (batch.rejected_ids, batch.rejected_mask)):
+        alone.append(
+            torch.cat([module(row[keep][None], keep[keep][None])[0] for row, keep in zip(ids, mask, strict=True)])
+        )
+    expected = bradley_terry_nll(*alone).mean()
+    module.log = lambda *args, **kwargs: None
+    torch.testing.assert_close(module.training_step(batch, 0), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_fit_resumes(backbone, tmp_path):
+    data = write_csv(tmp_path / "labelled.csv", texts(120))
+    config = ["--config", str(ROOT / "configs" / "reward" / "labels.yaml"), "--data.path", str(data)]
+    config += ["--data.label_columns", "[toxic]", "--trainer.max_steps", "6", *common(backbone, tmp_path / "run"), *FIT]
+    train.main(["fit", *config, "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1"])
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    train.main(["fit", *config, "--ckpt_path", "last"])
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+CASES = {
+    "one label only": (
+        [{"text": f"the film {n}", "label": 1} for n in range(60)],
+        [],
+        r"label 'label' has only yes in \d+ texts; AUC and loss need both yes and no",
+    ),
+    "no such column": ([{"text": "a", "label": 1}], ["--data.label_columns", "[toxic]"], r"no column 'toxic'; columns"),
+    "no known label": (
+        [{"text": f"the film {n}", "label": "bad"} for n in range(9)],
+        [],
+        r"no text with a known label in label; values found: bad; set data.positive_label",
+    ),
+    "pairs without a column": (
+        [{"chosen": "a", "other": "b"}],
+        ["--data", "PreferenceDataModule"],
+        r"no column 'rejected'; columns found: chosen, other",
+    ),
+    "pairs that do not differ": (
+        [{"chosen": "a", "rejected": "a"}],
+        ["--data", "PreferenceDataModule"],
+        r"no pair of two different texts in chosen and rejected",
+    ),
+    "no network there": ([], ["--model.backbone.pretrained", "{tmp}/nowhere"], r"nowhere: no such folder"),
+    "prompts in place of labels": (
+        [],
+        ["--data", "TextFileDataModule"],
+        r"RewardModule learns from labelled texts or preferences; set --data",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mistakes_are_one_line_and_exit_2(backbone, tmp_path, capsys, case):
+    rows, arguments, expected = CASES[case]
+    data = write_jsonl(tmp_path / "data.jsonl", rows or texts(60))
+    if not rows:
+        arguments = [*arguments, "--data.batch_size", "8"]
+        arguments += ["--data.val_size", "8"] if "TextFileDataModule" in arguments else []
+        if "TextFileDataModule" not in arguments:
+            arguments += ["--data.label_columns", "[toxic]"]
+    words = [word.format(tmp=tmp_path) for word in arguments]
+    with pytest.raises(SystemExit) as end:
+        train.main(
+            [
+                *("fit", "--config", str(ROOT / "configs" / "reward" / "labels.yaml")),
+                *(*common(backbone, tmp_path / "run"), *QUIET, *words, "--data.path", str(data)),
+            ]
+        )
+    assert end.value.code == 2
+    message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(message) == 1
+    assert re.search(expected, message[0]), message[0]
+    assert not (tmp_path / "run" / "huggingface").exists()
