@@ -18,15 +18,15 @@ from tests.tiny_models import causal_lm, save_classifier, save_policy, save_toke
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 FILLER = ("film", "food", "the", "a", "very", "and", "not", "warm", "cold")
-FIT = ["--model.optimizer.lr", "2e-2", "--data.batch_size", "16", "--trainer.max_epochs", "8", *QUIET]
+FIT = ["--model.optimizer.lr", "2e-2", "--data.batch_size", "16", "--trainer.max_epochs", "12", *QUIET]
 
 
 def texts(count: int) -> list[dict]:
     """`toxic` is whether it says rude, `kind` whether it says kind; some are unlabelled."""
     rows = []
     for n in range(count):
-        words = [FILLER[(n * k + k) % len(FILLER)] for k in (1, 2, 5)]
-        words += ["rude"] * (n % 2) + ["kind"] * (n % 3 == 0)
+        filler = [FILLER[(n * k + k) % len(FILLER)] for k in (1, 2)]
+        words = ["kind" if n % 3 == 0 else "good", *filler, "rude" if n % 2 else "was"]
         rows.append({"text": " ".join(words), "toxic": n % 2, "kind": int(n % 3 == 0) if n % 7 else -1})
     return rows
 
@@ -44,7 +44,11 @@ def pairs(count: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    return save_classifier(tmp_path_factory.mktemp("backbone"), labels=("LABEL_0", "LABEL_1", "LABEL_2"))
+    folder = save_classifier(tmp_path_factory.mktemp("backbone"), labels=("LABEL_0", "LABEL_1", "LABEL_2"))
+    config = json.loads((folder / "config.json").read_text())  # so small a network learns little under dropout
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def common(backbone, folder):

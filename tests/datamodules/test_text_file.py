@@ -162,7 +162,7 @@ def test_hub_dataset(tmp_path: Path, tokenizer_folder: str, monkeypatch: pytest.
         asked.append((repo_id, revision, name))
         return {"train": read_file(path), "extra": read_file(path)}
 
-    monkeypatch.setattr("datamodules.text_file.read_hub", read)
+    monkeypatch.setattr("datamodules.split_sources.read_hub", read)
     data = module(tokenizer_folder, hub_id="own/er", hub_config="en", revision="v2", text_column="body")
     data.setup("fit")
     assert asked == [("own/er", "v2", "en")]
