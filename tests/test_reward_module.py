@@ -84,8 +84,8 @@ def test_labels_become_a_classifier_that_a_run_takes_as_its_reward(backbone, tmp
     reward.load(torch.device("cpu"))
     expected = reward([row["prompt"] for row in used], [row["response"] for row in used])
     assert [row["score"] for row in used] == pytest.approx(expected.tolist(), abs=1e-4)
-    rude, kind = reward(["the film was"] * 2, [" rude", " warm"]).tolist()
-    assert rude < kind - 1
+    rude, polite = reward(["good film the"] * 2, [" rude", " was"]).tolist()
+    assert rude < polite - 1
 
 
 def test_preferences_become_a_score(backbone, tmp_path):
