@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import ModelError
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 _BYTES_PER_WEIGHT = {"8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / 64 / 256}
 """with nf4: half a byte, and for each 64 weights a scale of 8 bits, doubly quantised in blocks of 256"""
+
+
+class EmptyPolicy(ActorCritic):
+    """A policy that reads every column: which of them are padding cannot be asked of tensors without contents."""
+
+    def before_responses(self, sequences: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
+        return self.trunk(sequences, attention_mask)[:, -response_length - 1 : -1]
 
 
 def empty_policy(policy: PolicyConfig) -> ActorCritic:
@@ -46,7 +53,7 @@ def empty_policy(policy: PolicyConfig) -> ActorCritic:
             lm.requires_grad_(False)
             for name, parameter in lm.named_parameters():
                 parameter.requires_grad_(".lora_" in name)
-        return ActorCritic(lm, [0])
+        return EmptyPolicy(lm, [0])
 
 
 def empty_classifier(name: str, revision: str | None, dtype: str) -> PreTrainedModel:
