@@ -108,6 +108,9 @@ class Samples(_Batch):
     logprobs: Tensor | None = None
     """f32 [B, T], log-probability of each response token under the distribution that it was drawn from, 0 beyond the
     response; None = not kept"""
+    hidden: Tensor | None = None
+    """f32 [B, T, H], the policy's hidden states that predicted the response tokens, as sampling had them; None = not
+    kept, or not what a full forward pass gives again"""
 
     def __post_init__(self) -> None:
         rows, columns = self.batch.input_ids.shape

@@ -231,8 +231,9 @@ class LanguageModule(GuardedModule):
 
     def generate(self, batch: PromptBatch, seed: SamplingSeed) -> Samples:
         """Draw one response a prompt from the current policy."""
-        decoder = CachedDecoder(self.actor)
-        return sample(decoder, batch, self.sampling, seed, self.tokenizer, self.actor.eos_token_ids)
+        decoder = CachedDecoder(self.actor, keep_hidden=self.actor.samples_exactly)
+        samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, self.actor.eos_token_ids)
+        return replace(samples, hidden=decoder.hidden())
 
     def score(self, samples: Samples) -> Tensor:
         """f32 [B], the reward of each finished text."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.functional.logprobs import token_logprobs, token_logprobs_and_entropy
+from lightning_rarlhf.functional.logprobs import chunk_of, token_logprobs, token_logprobs_and_entropy
 from lightning_rarlhf.functional.sequences import position_ids
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class LanguageModel(nn.Module):
     def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int]) -> None:
         super().__init__()
         self.lm = lm.eval()
+        _fuse_gelu(self.lm)
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
 
@@ -84,14 +85,25 @@ class LanguageModel(nn.Module):
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
     def before_responses(self, sequences: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
-        """Hidden states that predict the last `response_length` = T tokens: → [B, T, H]."""
-        return self.trunk(sequences, attention_mask)[:, -response_length - 1 : -1]
+        """Hidden states that predict the last `response_length` = T tokens: → [B, T, H].
+
+        Columns in which no row has a token are not read; where they are response columns, the result is 0.
+        """
+        first, end = _occupied(attention_mask, sequences.shape[1] - response_length - 1)
+        hidden = self.trunk(sequences[:, first:end], attention_mask[:, first:end])
+        hidden = hidden[:, sequences.shape[1] - response_length - 1 - first : -1]
+        return nn.functional.pad(hidden, (0, 0, 0, sequences.shape[1] - end))
+
+    def token_logprobs(self, hidden: Tensor, tokens: Tensor, mask: Tensor, sampling: SamplingConfig) -> Tensor:
+        """log π of `tokens` [B, T] from the hidden states that predict them; f32 [B, T], 0 where nothing counts."""
+        chunk = chunk_of(self.vocabulary)
+        return token_logprobs(hidden, tokens, self.head, sampling, self.eos_token_ids, mask=mask, chunk=chunk)
 
     def response_logprobs(self, samples: Samples, sampling: SamplingConfig) -> Tensor:
         """log π(a_t | s_t) of every response token; f32 [B, T]."""
         width = samples.response_mask.shape[1]
         hidden = self.before_responses(samples.sequences, samples.attention_mask, width)
-        return token_logprobs(hidden, samples.sequences[:, -width:], self.head, sampling, self.eos_token_ids)
+        return self.token_logprobs(hidden, samples.sequences[:, -width:], samples.response_mask, sampling)
 
     def text_logprobs(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """log π(x_t | x_<t), temperature 1 and no filter, of every token but each text's first; f32 [B, S − 1]."""
@@ -140,17 +152,38 @@ class ActorCritic(LanguageModel):
         width = response_mask.shape[1]
         hidden = self.before_responses(sequences, attention_mask, width)
         tokens = sequences[:, -width:]
-        return PolicyOutput(
-            token_logprobs(hidden, tokens, self.head, sampling, self.eos_token_ids), self._values(hidden)
-        )
+        return PolicyOutput(self.token_logprobs(hidden, tokens, response_mask, sampling), self._values(hidden))
+
+    @property
+    def samples_exactly(self) -> bool:
+        """Whether the cached sampling loop computes what a full forward pass does, up to float32 rounding.
+
+        Not in bfloat16, by autocast or by weights: log-probabilities differ by 1e-2 there.
+        """
+        weights = {parameter.dtype for parameter in self.lm.parameters()}
+        return weights == {torch.float32} and not torch.is_autocast_enabled(self.device.type)
 
     @torch.no_grad()
     def statistics(self, samples: Samples, sampling: SamplingConfig) -> PolicyStatistics:
-        """Old log-probabilities, values, entropies: the same forward pass as the update's, so ratios start at 1."""
+        """Old log-probabilities, values, entropies, from sampling's hidden states or by the update's forward pass.
+
+        Sampling keeps its hidden states where they are a full forward pass's up to float32 rounding, so ratios start at
+        1 within 1e-5; elsewhere the pass is made again, and they start at 1.
+        """
         width = samples.response_mask.shape[1]
-        hidden = self.before_responses(samples.sequences, samples.attention_mask, width)
+        hidden = samples.hidden
+        if hidden is None:
+            hidden = self.before_responses(samples.sequences, samples.attention_mask, width)
         tokens = samples.sequences[:, -width:]
-        logprobs, entropy = token_logprobs_and_entropy(hidden, tokens, self.head, sampling, self.eos_token_ids)
+        logprobs, entropy = token_logprobs_and_entropy(
+            hidden,
+            tokens,
+            self.head,
+            sampling,
+            self.eos_token_ids,
+            mask=samples.response_mask,
+            chunk=chunk_of(self.vocabulary),
+        )
         return PolicyStatistics(logprobs, self._values(hidden), entropy)
 
     def _values(self, hidden: Tensor) -> Tensor:
@@ -180,6 +213,25 @@ class FrozenModel:
     def response_logprobs(self, samples: Samples, sampling: SamplingConfig) -> Tensor:
         """log π_ref(a_t | s_t) of every response token; f32 [B, T]."""
         return self.model.response_logprobs(samples, sampling)
+
+
+def _occupied(attention_mask: Tensor, at_most: int) -> tuple[int, int]:
+    """First column in which any row has a token, but `at_most` that, and the column after the last such."""
+    columns = attention_mask.any(dim=0).nonzero().squeeze(1)
+    if not len(columns):  # a process whose share of a minibatch is empty
+        return at_most, attention_mask.shape[1]
+    first, last = torch.stack([columns[0], columns[-1]]).tolist()
+    return min(first, at_most), last + 1
+
+
+def _fuse_gelu(lm: PreTrainedModel) -> None:
+    """Put torch's own tanh-GELU where transformers spells the same formula out in eight passes over memory."""
+    from transformers.activations import NewGELUActivation
+
+    for module in lm.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 @contextmanager

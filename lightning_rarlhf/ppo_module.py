@@ -53,7 +53,7 @@ class RiskAversePPOModule(LanguageModule):
         sampling: SamplingConfig = SamplingConfig(),
         ppo: PPOConfig = PPOConfig(),
         kl: KLConfig = KLConfig(),
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1.41e-5),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1.41e-5, fused=True),
         evaluation: EvaluationConfig = EvaluationConfig(),
         guard: GuardConfig = GuardConfig(),
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def evaluate_samples(
     """Add what policy, critic and reference say of the samples (steps 4 and 5 of the iteration)."""
     logprobs, values, entropy = policy.statistics(samples, sampling)
     return Rollout(
-        samples=samples,
+        samples=replace(samples, hidden=None),
         scores=scores,
         logprobs=logprobs,
         ref_logprobs=reference.response_logprobs(samples, sampling),

@@ -92,15 +92,31 @@ class CachedTrunk:
 class CachedDecoder:
     """A language model with its key-value cache."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, *, keep_hidden: bool = False) -> None:
+        """Begin with an empty cache.
+
+        Args:
+            model: whose logits are asked for.
+            keep_hidden: remember the hidden state behind each step's logits.
+        """
         self._model = model
         self._trunk = CachedTrunk(model)
+        self._hidden: list[Tensor] | None = [] if keep_hidden else None
 
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self._model.head(self._trunk.start(input_ids, attention_mask)[:, -1])
+        return self._logits(self._trunk.start(input_ids, attention_mask)[:, -1])
 
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        return self._model.head(self._trunk.advance(tokens, attention_mask))
+        return self._logits(self._trunk.advance(tokens, attention_mask))
+
+    def hidden(self) -> Tensor | None:
+        """[B, T, H], the hidden states that predicted the T tokens drawn so far; None if they are not kept."""
+        return None if self._hidden is None else torch.stack(self._hidden, dim=1)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if self._hidden is not None:
+            self._hidden.append(hidden)
+        return self._model.head(hidden)
 
 
 @torch.no_grad()

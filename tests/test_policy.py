@@ -155,3 +155,38 @@ def test_an_architecture_that_changes_its_logits_is_refused(policy_folder):
     lm.forward = scaled
     with pytest.raises(ModelError, match="changes its logits after the output layer"):
         LanguageModel(lm, [1])
+
+
+def test_pad_columns_are_not_read_and_change_nothing(policy_folder):
+    """Empty columns on both sides: the trunk sees neither, and the response's numbers stay."""
+    tokenizer = load_tokenizer(str(policy_folder))
+    actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), tokenizer)
+    read = []
+    trunk = actor.trunk
+    actor.trunk = lambda ids, mask: read.append(ids.shape[1]) or trunk(ids, mask)
+    ids = torch.tensor([[1, 1, 3, 4, 5, 6, 1, 1], [1, 1, 1, 7, 8, 1, 1, 1]])
+    counts = torch.tensor([[False] * 2 + [True] * 4 + [False] * 2, [False] * 3 + [True] * 2 + [False] * 3])
+    padded = actor(ids, counts, counts[:, 4:], SamplingConfig())
+    tight = actor(ids[:, 2:6], counts[:, 2:6], counts[:, 4:6], SamplingConfig())
+    assert read == [4, 4]
+    torch.testing.assert_close(padded.logprobs[:, :2], tight.logprobs)
+    assert padded.logprobs.shape == padded.values.shape == (2, 4)
+    assert padded.logprobs[:, 2:].eq(0).all()
+
+
+def test_the_one_kernel_gelu_is_the_formula_that_it_replaces(policy_folder):
+    from transformers.activations import NewGELUActivation
+
+    actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), load_tokenizer(str(policy_folder)))
+    activation = actor.lm.transformer.h[0].mlp.act
+    inputs = torch.linspace(-8, 8, 1001)
+    torch.testing.assert_close(activation(inputs), NewGELUActivation()(inputs), atol=1e-6, rtol=1e-5)
+    assert isinstance(activation, torch.nn.GELU)
+
+
+def test_a_share_without_rows_still_carries_a_gradient(policy_folder):
+    actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), load_tokenizer(str(policy_folder)))
+    none = torch.zeros(1, 6, dtype=torch.bool)
+    output = actor(torch.ones(1, 6, dtype=torch.int64), none, none[:, 3:], SamplingConfig())
+    (output.logprobs * none[:, 3:]).sum().backward()
+    assert output.logprobs.shape == (1, 3)

@@ -120,7 +120,7 @@ def test_an_iteration_is_one_global_step_whatever_the_epochs(policy_folder, tmp_
 def test_at_iteration_0_kl_to_the_reference_is_0_and_the_first_ratio_is_1(policy_folder, tmp_path):
     watch, _ = fit(module_of(policy_folder, ppo=PPOConfig(epochs=1)), tmp_path, batches=1)
     rollout, stats = watch.outputs[0]["rollout"], watch.outputs[0]["stats"]
-    assert rollout.kl.abs().max() == 0
+    assert rollout.kl.abs().max() < 1e-5  # the policy's numbers are sampling's own: float32 rounding
     assert stats.ratio_mean == pytest.approx(1, abs=1e-6)
     assert stats.clip_fraction == 0
     assert stats.approx_kl < 1e-12
@@ -239,8 +239,8 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(policy_folder
 @pytest.mark.parametrize("family", ["gptj", "llama", "qwen2"])
 def test_other_families_train(policy_folders, family, tmp_path):
     watch, _ = fit(module_of(policy_folders[family]), tmp_path, RiskSchedule(risk_level=0.5, warmup=1, rho=0.6))
-    assert watch.logged[0]["objective/kl"] == 0
-    assert watch.logged[-1]["objective/kl"] != 0
+    assert watch.logged[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert abs(watch.logged[-1]["objective/kl"]) > 1e-3
 
 
 def test_the_reference_stays_as_it_was_and_out_of_the_checkpoint(policy_folder, tmp_path):
@@ -291,4 +291,5 @@ def test_bf16_mixed_trains_with_ratio_1_at_the_start(policy_folder, tmp_path):
     module = module_of(policy_folder, ppo=PPOConfig(epochs=1))
     watch, _ = fit(module, tmp_path, batches=2, precision="bf16-mixed")
     assert watch.outputs[0]["stats"].ratio_mean == pytest.approx(1, abs=1e-6)
+    assert watch.outputs[0]["rollout"].kl.abs().max() == 0  # recomputed as the reference's: no rounding between them
     assert {p.dtype for p in module.actor.parameters()} == {torch.float32}

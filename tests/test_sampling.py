@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,6 +80,19 @@ class TestEveryFamily:
                 token = int((probabilities.cumsum(0) <= uniforms[row, step]).sum())
                 assert samples.sequences[row, 5 + step] == token
                 text.append(token)
+
+    def test_the_loops_hidden_states_give_the_statistics_of_a_full_pass(self, policy_folders, family):
+        tokenizer = load_tokenizer(str(policy_folders[family]))
+        actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folders[family])), tokenizer)
+        sampling = SamplingConfig(max_new_tokens=12, temperature=0.8)
+        decoder = CachedDecoder(actor, keep_hidden=True)
+        samples = sample(decoder, batch_of(PROMPTS), sampling, SEED, tokenizer, actor.eos_token_ids)
+        full = actor.statistics(samples, sampling)
+        kept = actor.statistics(replace(samples, hidden=decoder.hidden()), sampling)
+        for name in full._fields:
+            mine, theirs = getattr(kept, name), getattr(full, name)
+            assert mine.shape == samples.response_mask.shape
+            torch.testing.assert_close(mine[samples.response_mask], theirs[samples.response_mask], atol=1e-5, rtol=0)
 
     def test_neither_padding_nor_neighbours_change_a_response(self, policy_folders, family):
         tokenizer = load_tokenizer(str(policy_folders[family]))
@@ -223,3 +238,14 @@ def test_gradient_checkpointing_does_not_take_the_cache_away(policy_folders, fam
         samples = sample(CachedDecoder(actor), batch, sampling, SamplingSeed(base=1), tokenizer, actor.eos_token_ids)
         drawn.append(samples.sequences.tolist())
     assert drawn[0] == drawn[1]
+
+
+def test_hidden_states_are_trusted_in_float32_only(policy_folder):
+    tokenizer = load_tokenizer(str(policy_folder))
+    actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), tokenizer)
+    assert actor.samples_exactly
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not actor.samples_exactly
+    actor.lm.bfloat16()
+    assert not actor.samples_exactly
+    assert CachedDecoder(actor).hidden() is None

@@ -7,6 +7,7 @@ was drawn from, whatever the temperature, top-k, top-p or minimum length.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from lightning_rarlhf.config import SamplingConfig
 Head = Callable[[Tensor], Tensor]
 """Maps hidden states [N, H] to logits [N, V]."""
 
-_CHUNK = 1024  # tokens whose logits exist at one time: 1024 × 50,257 × 4 bytes = 206 MB for GPT-2
+_CHUNK_BYTES = 128 * 2**20  # of logits that exist at one time: 667 tokens of GPT-2
 
 
 def warp(logits: Tensor, sampling: SamplingConfig, *, ban: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
@@ -83,6 +84,11 @@ def eos_ban(steps: Tensor, width: int, eos_token_ids: Tensor, sampling: Sampling
     return ban
 
 
+def chunk_of(vocabulary: int) -> int:
+    """Tokens whose float32 logits fit into one chunk."""
+    return max(1, _CHUNK_BYTES // (4 * vocabulary))
+
+
 def token_logprobs(
     hidden: Tensor,
     tokens: Tensor,
@@ -90,23 +96,39 @@ def token_logprobs(
     sampling: SamplingConfig,
     eos_token_ids: Tensor,
     *,
-    chunk: int = _CHUNK,
+    mask: Tensor | None = None,
+    chunk: int = 1024,
 ) -> Tensor:
     """Log-probability of each response token. [B, T, H], [B, T] → f32 [B, T].
 
-    Only `chunk` tokens' logits exist at a time; with gradients they are computed again in the backward pass, so memory
-    does not grow with B·T·V.
+    Only `chunk` tokens' logits exist at a time; with gradients those of all chunks but one are computed again in the
+    backward pass, so memory does not grow with B·T·V.
+
+    Args:
+        hidden: [B, T, H], what `head` turns into logits.
+        tokens: i64 [B, T].
+        head: the output layer.
+        sampling: the distribution that is meant.
+        eos_token_ids: i64 [n].
+        mask: bool [B, T]; only where it is True are logits made, the result is 0 elsewhere. None = everywhere.
+        chunk: tokens at a time.
     """
-    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or tokens.numel() > chunk)
+    needs_grad = torch.is_grad_enabled()
 
     def one(part: Tensor, picked: Tensor, steps: Tensor) -> Tensor:
-        return _gathered(_warped(part, picked, steps, head, sampling, eos_token_ids), picked)
+        logits = _warped(part, picked, steps, head, sampling, eos_token_ids)
+        logprobs: Tensor = _LogSoftmaxAt.apply(logits, picked)  # type: ignore[no-untyped-call]
+        return logprobs
 
+    where, pieces = _pieces(hidden, tokens, mask, chunk)
+    # the last chunk's backward pass comes first, while what it needs is still there
     parts = [
-        checkpoint(one, *piece, use_reentrant=False, preserve_rng_state=False) if needs_grad else one(*piece)
-        for piece in _pieces(hidden, tokens, chunk)
+        checkpoint(one, *piece, use_reentrant=False, preserve_rng_state=False)
+        if needs_grad and number < len(pieces)
+        else one(*piece)
+        for number, piece in enumerate(pieces, start=1)
     ]
-    return torch.cat(parts).view(tokens.shape)
+    return _put_back(torch.cat(parts), where, tokens)
 
 
 @torch.no_grad()
@@ -117,23 +139,47 @@ def token_logprobs_and_entropy(
     sampling: SamplingConfig,
     eos_token_ids: Tensor,
     *,
-    chunk: int = _CHUNK,
+    mask: Tensor | None = None,
+    chunk: int = 1024,
 ) -> tuple[Tensor, Tensor]:
     """As `token_logprobs`, without gradients and with the entropy −Σ_a π(a) log π(a) in nats of each step."""
     logprobs, entropy = [], []
-    for part, picked, steps in _pieces(hidden, tokens, chunk):
-        logits = _warped(part, picked, steps, head, sampling, eos_token_ids)
-        logprobs.append(_gathered(logits, picked))
-        entropy.append(torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1))
-    return torch.cat(logprobs).view(tokens.shape), torch.cat(entropy).view(tokens.shape)
+    where, pieces = _pieces(hidden, tokens, mask, chunk)
+    for part, picked, steps in pieces:
+        of_all = _warped(part, picked, steps, head, sampling, eos_token_ids).log_softmax(dim=-1)
+        logprobs.append(of_all.gather(1, picked[:, None]).squeeze(1))
+        entropy.append(entropy_of(of_all))
+    return _put_back(torch.cat(logprobs), where, tokens), _put_back(torch.cat(entropy), where, tokens)
 
 
-def _pieces(hidden: Tensor, tokens: Tensor, chunk: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Flatten [B, T] and cut it into pieces of at most `chunk` tokens, each with its tokens' steps in the response."""
+def entropy_of(logprobs: Tensor) -> Tensor:
+    """−Σ_a π(a) log π(a) in nats of normalised log-probabilities, −inf allowed: [N, V] → [N]."""
+    entropy: Tensor = torch.special.entr(logprobs.exp()).sum(dim=-1)
+    return entropy
+
+
+def _pieces(
+    hidden: Tensor, tokens: Tensor, mask: Tensor | None, chunk: int
+) -> tuple[Tensor | None, list[tuple[Tensor, Tensor, Tensor]]]:
+    """Flatten [B, T], keep what counts and cut it into pieces of at most `chunk` tokens, each with its tokens' steps.
+
+    Also says where what counts was, i64 [n] into the flattened [B·T]; None = everywhere.
+    """
     rows, width = tokens.shape
     steps = torch.arange(width, device=tokens.device).repeat(rows)
     flat = (hidden.flatten(0, 1), tokens.flatten(), steps)
-    return list(zip(*(part.split(chunk) for part in flat), strict=True))
+    where = None
+    if mask is not None and not mask.all():
+        where = mask.flatten().nonzero().squeeze(1)
+        flat = (flat[0][where], flat[1][where], steps[where])
+    return where, list(zip(*(part.split(chunk) for part in flat), strict=True))
+
+
+def _put_back(values: Tensor, where: Tensor | None, tokens: Tensor) -> Tensor:
+    """What `_pieces` took out of [B, T], there again; 0 elsewhere."""
+    if where is not None:
+        values = values.new_zeros(tokens.numel()).index_put((where,), values)
+    return values.view(tokens.shape)
 
 
 def _warped(
@@ -144,6 +190,23 @@ def _warped(
     return warp(logits, sampling, ban=ban, keep=tokens)
 
 
-def _gathered(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log softmax at the given tokens: [N, V], [N] → [N]."""
-    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
+class _LogSoftmaxAt(torch.autograd.Function):
+    """log softmax at the given tokens: f32 [N, V], i64 [N] → f32 [N].
+
+    Autograd's own way, a gather of a log softmax, also makes and adds up a [N, V] tensor of zeros and ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
+        of_all = logits.log_softmax(dim=-1)
+        ctx.save_for_backward(of_all, tokens)
+        return of_all.gather(1, tokens[:, None]).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        of_all, tokens = ctx.saved_tensors
+        grad: Tensor = grads[0][:, None]
+        # d log π(a) / d logit(b) = [a = b] − π(b)
+        of_logits: Tensor = of_all.exp()
+        of_logits.mul_(-grad).scatter_add_(1, tokens[:, None], grad)
+        return of_logits, None

@@ -121,3 +121,57 @@ def test_the_filter_is_that_of_a_stable_sort(spread, step, top_k, top_p):
     removed = torch.zeros_like(ban).scatter(1, order, out) | ban
     warped = warp(logits, SamplingConfig(top_k=top_k, top_p=top_p), ban=ban)
     assert ((warped == -torch.inf) == removed).all()
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, SamplingConfig(temperature=0.6), SamplingConfig(top_k=4, top_p=0.9)])
+def test_gradients_are_those_of_the_plain_formula(case, sampling):
+    hidden, tokens, weight = case
+    results = []
+    for own in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if own:
+            logprobs = token_logprobs(h, tokens, lambda x, w=w: x @ w.T, sampling, EOS, chunk=6)
+        else:
+            logits = warp((h @ w.T).flatten(0, 1), sampling, keep=tokens.flatten())
+            logprobs = logits.log_softmax(-1).gather(1, tokens.flatten()[:, None]).view(tokens.shape)
+        (logprobs * torch.linspace(-1, 2, 15).view(3, 5)).sum().backward()
+        results.append((h.grad, w.grad))
+    for mine, plain in zip(*results, strict=True):
+        torch.testing.assert_close(mine, plain)
+
+
+def test_what_the_mask_leaves_out_is_zero_and_costs_nothing(case):
+    hidden, tokens, weight = case
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False], [True] + [False] * 4])
+    seen = []
+
+    def head(part):
+        seen.append(len(part))
+        return part @ weight.T
+
+    whole = token_logprobs(hidden, tokens, head, PLAIN, EOS)
+    with_entropy = token_logprobs_and_entropy(hidden, tokens, head, PLAIN, EOS)
+    seen.clear()
+    part = token_logprobs(hidden, tokens, head, PLAIN, EOS, mask=mask)
+    logprobs, entropy = token_logprobs_and_entropy(hidden, tokens, head, PLAIN, EOS, mask=mask, chunk=3)
+    assert seen == [8, 3, 3, 2]
+    torch.testing.assert_close(part, whole * mask)
+    torch.testing.assert_close(logprobs, whole * mask)
+    torch.testing.assert_close(entropy, with_entropy[1] * mask)
+
+
+def test_memory_does_not_grow_with_the_vocabulary_beyond_one_chunk():
+    """The largest tensor that the backward pass finds saved is one chunk of logits, whatever T."""
+    torch.manual_seed(0)
+    weight = torch.randn(1000, 8, requires_grad=True)
+    saved = []
+
+    def keep(tensor):
+        saved.append(tensor.numel())
+        return tensor
+
+    hidden, tokens = torch.randn(4, 25, 8, requires_grad=True), torch.randint(0, 1000, (4, 25))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        token_logprobs(hidden, tokens, lambda x: x @ weight.T, PLAIN, EOS, chunk=10)
+    wide = [numel for numel in saved if numel > weight.numel()]
+    assert wide == [10 * 1000]
