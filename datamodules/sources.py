@@ -140,7 +140,8 @@ def _csv_options(path: Path) -> dict[str, Any]:
     from datasets import Features, Value
 
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    header = pandas.read_csv(path, sep=separator, nrows=0, index_col=False)
+    with path.open("rb") as file:  # pandas would leave its own open where it fails
+        header = pandas.read_csv(file, sep=separator, nrows=0, index_col=False)
     return {
         "sep": separator,
         "features": Features({str(name): Value("string") for name in header.columns}),

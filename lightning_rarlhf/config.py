@@ -65,6 +65,9 @@ class PolicyConfig:
     """hub id, or folder written by `save_pretrained`; a folder that holds a LoRA adapter is loaded with its base"""
     revision: str | None = None
     """commit, tag or branch on the hub; none = its main branch"""
+    trust_remote_code: str | None = None
+    """the name of pretrained again, if code that it ships may run; from the hub only with revision = a commit. none =
+    refuse such a model"""
     lora: LoRAConfig | None = None
     """train low-rank adapters instead of all weights; the reference is then the same network without them, and costs no
     memory. {} = r 16, α 16. none = train everything"""
@@ -252,7 +255,8 @@ class EvaluationConfig:
     """human texts whose perplexity under the policy test measures; none = every test text of the wanted class (paper),
     0 = no perplexity"""
     perplexity_judge: str | None = None
-    """hub id or folder of a frozen language model under which test measures the responses' perplexity; none = not"""
+    """hub id (owner/model@revision pins it) or folder of a frozen language model under which test measures the
+    responses' perplexity; none = not"""
     confidence: Fraction = 0.95
     """of every interval, less than 1"""
     resamples: PositiveInt = 2000

@@ -43,7 +43,7 @@ class DecodingModule(LanguageModule):
             reward: scores finished texts, higher = better.
             method: how responses are drawn; none = from the policy alone.
             policy: the language model that is drawn from.
-            reference: hub id or folder of the model that KL is measured against; none = the policy itself.
+            reference: hub id[@revision] or folder of the model KL is measured against; none = the policy itself.
             sampling: applies to the method's distribution, after whatever the method does.
             evaluation: validation, test and predict.
         """

@@ -35,6 +35,18 @@ def require_model(name: str, revision: str | None = None) -> None:
         )
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """``owner/model@revision`` → its two parts; any other name, and a path that there is, has no revision.
+
+    >>> split_revision("gpt2@v1"), split_revision("gpt2"), split_revision("./a@b")
+    (('gpt2', 'v1'), ('gpt2', None), ('./a@b', None))
+    """
+    before, sign, revision = name.rpartition("@")
+    if not sign or not before or not revision or _looks_like_path(name) or Path(name).expanduser().exists():
+        return name, None
+    return before, revision
+
+
 def base_of_adapter(name: str, revision: str | None = None) -> str | None:
     """The base model's name if `name` is a folder or hub id of a peft adapter; None if it is a model of its own.
 

@@ -23,9 +23,10 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluation import report
 from lightning_rarlhf.generations import Completions, GenerationWriter, read_rows, rows_by_prompt
 from lightning_rarlhf.guarded_module import GuardedModule
-from lightning_rarlhf.hub import require_model
+from lightning_rarlhf.hub import require_model, split_revision
 from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.metrics import ResponseSummary, ScoreSummary
+from lightning_rarlhf.own_code import trust
 from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
 from lightning_rarlhf.policy_loading import end_of_text_ids, load_actor_critic, load_causal_lm
@@ -74,6 +75,7 @@ class LanguageModule(GuardedModule):
         guard: GuardConfig = GuardConfig(),
     ) -> None:
         super().__init__(guard)
+        trust(policy.trust_remote_code, policy.pretrained, policy.revision, "policy.trust_remote_code")
         self.policy_config = policy
         self.reference_name = reference
         self.reward = reward
@@ -107,7 +109,8 @@ class LanguageModule(GuardedModule):
         for judge in self.evaluation.judges.values():
             judge.load(device)
         if stage == "test" and self.evaluation.perplexity_judge is not None:
-            require_model(self.evaluation.perplexity_judge)  # it is loaded at the very end, too late to find it missing
+            # it is loaded at the very end, too late to find it missing
+            require_model(*split_revision(self.evaluation.perplexity_judge))
 
     def require_workable(self, trainer: pl.Trainer) -> None:
         """Refuse settings of the policy that this trainer cannot work with; cheap, so that it can be asked early.
@@ -160,9 +163,11 @@ class LanguageModule(GuardedModule):
         if self.policy_config.lora is not None and self.reference_name in (None, self.policy_config.pretrained):
             return WithoutAdapter(self.actor)
         device = self.trainer.strategy.root_device
+        start = (self.policy_config.pretrained, self.policy_config.revision)
+        name, revision = start if self.reference_name is None else split_revision(self.reference_name)
         config = PolicyConfig(
-            pretrained=self.reference_name or self.policy_config.pretrained,
-            revision=None if self.reference_name else self.policy_config.revision,
+            pretrained=name,
+            revision=revision,
             quantization=self.policy_config.quantization,
             dtype=self.policy_config.dtype,
             attn_implementation=self.policy_config.attn_implementation,
@@ -388,6 +393,8 @@ class LanguageModule(GuardedModule):
             "module": type(self).__name__,
             "policy": self.policy_config.pretrained,
             "policy_revision": self.policy_config.revision,
+            "policy_commit": getattr(self.actor.lm.config, "_commit_hash", None),
+            "policy_trust_remote_code": self.policy_config.trust_remote_code,
             "policy_sha256": weights_sha256(self.actor.lm),
             "checkpoint": self.trainer.ckpt_path,
             "seed": self.seed,

@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.functional.logprobs import token_logprobs
 from lightning_rarlhf.functional.perplexity import text_perplexity
+from lightning_rarlhf.hub import split_revision
 from lightning_rarlhf.policy import LanguageModel
 from lightning_rarlhf.policy_loading import end_of_text_ids, load_causal_lm
 from lightning_rarlhf.tokenizer import load_tokenizer
@@ -68,8 +69,9 @@ class ResponsePerplexity:
         Raises:
             ModelError: nothing there, or not a causal language model.
         """
-        self._tokenizer = load_tokenizer(name)
-        lm = load_causal_lm(PolicyConfig(pretrained=name))
+        pretrained, revision = split_revision(name)
+        self._tokenizer = load_tokenizer(pretrained, revision)
+        lm = load_causal_lm(PolicyConfig(pretrained=pretrained, revision=revision))
         self._model = LanguageModel(lm, end_of_text_ids(lm, self._tokenizer)).requires_grad_(False).to(device)
 
     def __call__(self, rows: Iterable[Mapping[str, Any]], *, batch_size: int = _BATCH) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import START, add_adapter
+from lightning_rarlhf.own_code import load_failure, may_run_code
 from lightning_rarlhf.policy import ActorCritic
 
 if TYPE_CHECKING:
@@ -60,11 +61,14 @@ def _from_pretrained(
         options["device_map"] = {"": device or torch.device("cpu")}
     try:
         lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=getattr(torch, config.dtype), **options
+            name,
+            revision=revision,
+            dtype=getattr(torch, config.dtype),
+            trust_remote_code=may_run_code(name, revision),  # left out, transformers would ask on the terminal
+            **options,
         )
     except (OSError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise ModelError(f"{name}: not a causal language model that transformers can load ({line})") from error
+        raise load_failure(name, "a causal language model", error) from error
     return lm
 
 

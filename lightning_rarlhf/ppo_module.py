@@ -62,7 +62,7 @@ class RiskAversePPOModule(LanguageModule):
         Args:
             reward: scores finished texts, higher = better.
             policy: the language model to train.
-            reference: hub id or folder of the model that KL is measured against; none = the policy as it starts.
+            reference: hub id[@revision] or folder of the model KL is measured against; none = the policy as it starts.
             sampling: the distribution that responses are drawn from.
             ppo: the update.
             kl: the KL penalty's coefficient and its controller.

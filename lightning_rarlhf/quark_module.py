@@ -66,7 +66,7 @@ class QuarkModule(LanguageModule):
         Args:
             reward: scores finished texts, higher = better.
             policy: the language model to train.
-            reference: hub id or folder of the model that KL is measured against and that fills the pool at first;
+            reference: hub id[@revision] or folder of the model KL is measured against and that fills the pool at first;
                 none = the policy as it starts.
             sampling: of validation, test and predict; its top-p does not hold for the pool.
             quark: the pool and the update.

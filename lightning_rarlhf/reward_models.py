@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_rarlhf.config import DType, Judge
 from lightning_rarlhf.errors import ModelError, RewardError, ScoreError, first_few
 from lightning_rarlhf.hub import require_model
+from lightning_rarlhf.own_code import load_failure, may_run_code, trust
 from lightning_rarlhf.retries import RetryConfig, call_scorer
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class ClassifierReward(RewardModel):
         device: str | None = None,
         revision: str | None = None,
         load_in_8bit: bool = False,
+        trust_remote_code: str | None = None,
     ) -> None:
         """Remember what to load; nothing is read before `load`.
 
@@ -66,6 +68,7 @@ class ClassifierReward(RewardModel):
             revision: commit, tag or branch on the hub.
             load_in_8bit: keep the linear layers' weights in 8 bits by bitsandbytes, but for the classification head;
                 dtype is then that of the rest.
+            trust_remote_code: the name of pretrained again, if code that it ships may run; none = refuse it.
 
         Raises:
             RewardError: no name of a device.
@@ -78,6 +81,7 @@ class ClassifierReward(RewardModel):
         self.device = None if device is None else _device(device)
         self.revision = revision
         self.load_in_8bit = load_in_8bit
+        self.trust_remote_code = trust_remote_code
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, int, int | None] | None = None
 
     def load(self, device: torch.device) -> None:
@@ -90,6 +94,7 @@ class ClassifierReward(RewardModel):
         place = self.device or device
         _require_device(place)
         if self._loaded is None:
+            trust(self.trust_remote_code, self.pretrained, self.revision, "reward.trust_remote_code")
             self._loaded = self._load(place)
         if not self.load_in_8bit:  # such weights are made where they are needed
             self._loaded[0].to(place)  # type: ignore[arg-type]
@@ -129,11 +134,18 @@ class ClassifierReward(RewardModel):
             scores[rows] = self.sign * logits[:, column].float().cpu()
         return checked_scores(scores, len(texts), self.pretrained)
 
+    @property
+    def commit(self) -> str | None:
+        """The hub's commit that was loaded; None for a folder, or before `load`."""
+        return None if self._loaded is None else getattr(self._loaded[0].config, "_commit_hash", None)
+
     def identity(self) -> dict[str, Any]:
         return {
             "reward": type(self).__name__,
             "pretrained": self.pretrained,
             "revision": self.revision,
+            "commit": self.commit,
+            "trust_remote_code": self.trust_remote_code,
             "label": self.label,
             "sign": self.sign,
             "dtype": self.dtype,
@@ -238,12 +250,16 @@ def _load_classifier(
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     require_model(name, options["revision"])
+    trusted = may_run_code(name, options["revision"])
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=options["revision"], padding_side="right")
-        model, loading = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=options["revision"], padding_side="right", trust_remote_code=trusted
+        )
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            name, output_loading_info=True, trust_remote_code=trusted, **options
+        )
     except (OSError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise ModelError(f"{name}: not a sequence classifier that transformers can load ({line})") from error
+        raise load_failure(name, "a sequence classifier", error) from error
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ModelError(f"{name}: has no trained classification head (missing: {missing}); give a sequence classifier")

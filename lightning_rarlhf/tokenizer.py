@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import require_model
+from lightning_rarlhf.own_code import may_run_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +25,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
     require_model(name, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, padding_side="left", trust_remote_code=may_run_code(name, revision)
+        )
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{name}: no tokenizer could be loaded ({_first_line(error)}); save one beside the model"

@@ -51,6 +51,7 @@ PLACES = (
     ),
     # 1: models, and what talks to them
     Place("lightning_rarlhf/hub.py", 1),
+    Place("lightning_rarlhf/own_code.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/kl_control.py", 1),
     Place("lightning_rarlhf/classifier.py", 1, ("lightning_rarlhf/hub.py",)),
     Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py",)),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lightning_rarlhf.decoding.method import Host
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.hub import split_revision
 from lightning_rarlhf.policy import LanguageModel
 from lightning_rarlhf.policy_loading import end_of_text_ids, load_causal_lm
 from lightning_rarlhf.tokenizer import load_tokenizer
@@ -22,7 +23,8 @@ def load_expert(name: str, role: str, host: Host) -> LanguageModel:
     Raises:
         ModelError: nothing there, or another vocabulary.
     """
-    theirs, ours = load_tokenizer(name).get_vocab(), host.tokenizer.get_vocab()
+    pretrained, revision = split_revision(name)
+    theirs, ours = load_tokenizer(pretrained, revision).get_vocab(), host.tokenizer.get_vocab()
     if theirs != ours:
         differing = sorted(set(theirs.items()) ^ set(ours.items()), key=lambda item: item[1])
         raise ModelError(
@@ -30,7 +32,7 @@ def load_expert(name: str, role: str, host: Host) -> LanguageModel:
             f"{len(ours)}, and they differ, first at {differing[0][0]!r} (id {differing[0][1]}); give a model of the "
             "policy's family"
         )
-    lm = load_causal_lm(replace(host.config, pretrained=name, revision=None, lora=None), host.device)
+    lm = load_causal_lm(replace(host.config, pretrained=pretrained, revision=revision, lora=None), host.device)
     rows, own = (int(each.config.get_text_config().vocab_size) for each in (lm, host.policy.lm))
     if rows != own:
         raise ModelError(

@@ -101,7 +101,10 @@ def _require_same_answers(lm: PreTrainedModel, copy: Path, tolerance: float) -> 
     from transformers import AutoModelForCausalLM
 
     reloaded = AutoModelForCausalLM.from_pretrained(
-        copy, dtype=lm.dtype, attn_implementation=lm.config._attn_implementation
+        copy,
+        dtype=lm.dtype,
+        attn_implementation=lm.config._attn_implementation,
+        trust_remote_code=type(lm).__module__.startswith("transformers_modules"),  # the same code runs already
     )
     prompts = _prompts(int(lm.config.get_text_config().vocab_size)).to(lm.device)
     got = _greedy(reloaded.eval().to(device=lm.device), prompts)

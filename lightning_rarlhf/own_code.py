@@ -1,0 +1,57 @@
+"""Models that ship Python code of their own: it runs only for a model that the user names a second time, for just that.
+
+The code of a model runs with the rights of the user. transformers would ask on the terminal, or run it for whatever
+name an overlay puts in place of the one that was trusted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_rarlhf.errors import ModelError, UserError
+
+_trusted: set[tuple[str, str | None]] = set()
+
+
+def trust(said: str | None, name: str, revision: str | None, key: str) -> None:
+    """Let the code of model `name` run from now on in this process, if the user `said` so by repeating its name.
+
+    Args:
+        said: what the user gave; None = nothing.
+        name: hub id or folder of the model.
+        revision: of the hub.
+        key: the setting's name, for messages.
+
+    Raises:
+        UserError: another name was given, or code from the hub that is not pinned to a commit.
+    """
+    if said is None:
+        return
+    if said != name:
+        raise UserError(f"{key}: got {said!r}, expected the name of the model whose code may run, {name!r}, or none")
+    if not Path(name).expanduser().is_dir() and not _is_commit(revision):
+        raise UserError(
+            f"{key}: the code of {name} can change under a branch or a tag (revision: {revision}); pin the revision to "
+            "the commit that you read, 40 hexadecimal digits"
+        )
+    _trusted.add((name, revision))
+
+
+def may_run_code(name: str, revision: str | None = None) -> bool:
+    """Whether the user trusts the code of this very model and revision."""
+    return (name, revision) in _trusted
+
+
+def load_failure(name: str, what: str, error: Exception) -> ModelError:
+    """The one line about a model that transformers cannot load; `what` it should have been."""
+    text = str(error).strip()
+    if "trust_remote_code" in text:
+        return ModelError(
+            f"{name}: ships code of its own, which is not run; read it, then set trust_remote_code to the model's name "
+            "(and revision to its commit), or give a model that transformers knows"
+        )
+    return ModelError(f"{name}: not {what} that transformers can load ({text.splitlines()[0] if text else error!r})")
+
+
+def _is_commit(revision: str | None) -> bool:
+    return revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
