@@ -22,7 +22,7 @@ RA_ARGS ?=
 # make compare
 SEEDS ?= 1
 
-.PHONY: help quickstart test check format paper compare clean
+.PHONY: help quickstart test check audit format paper compare clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -38,11 +38,15 @@ quickstart: $(RUN_READY) ## SFT, RA-RLHF and test on synthetic data, offline, ab
 test: $(DEV_READY) ## all tests, offline; ARGS='-k risk -x' goes to pytest
 	$(PY) -m pytest -n 2 $(ARGS)
 
-check: $(DEV_READY) ## lint, format, types, and that every shipped YAML parses
+check: $(DEV_READY) ## lint, format, types, that every shipped YAML parses, licences
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) .ci/parse_configs.py
+	$(PY) .ci/audit.py
+
+audit: $(DEV_READY) ## licences of the pinned packages, and their known vulnerabilities where a network is
+	$(PY) .ci/audit.py
 
 format: $(DEV_READY) ## format the code and fix what the linter can fix
 	$(PY) -m ruff check --fix --show-fixes . || true

@@ -51,6 +51,7 @@ def load_causal_lm(config: PolicyConfig, device: torch.device | None = None) -> 
 def _from_pretrained(
     name: str, revision: str | None, config: PolicyConfig, device: torch.device | None
 ) -> PreTrainedModel:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {}
@@ -67,7 +68,7 @@ def _from_pretrained(
             trust_remote_code=may_run_code(name, revision),  # left out, transformers would ask on the terminal
             **options,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise load_failure(name, "a causal language model", error) from error
     return lm
 

@@ -247,6 +247,7 @@ def _load_classifier(
     name: str, label: str | None, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int, int | None]:
     """Model, tokenizer, column of the label, and the most tokens that the model reads."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     require_model(name, options["revision"])
@@ -258,7 +259,7 @@ def _load_classifier(
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, output_loading_info=True, trust_remote_code=trusted, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise load_failure(name, "a sequence classifier", error) from error
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
