@@ -293,3 +293,18 @@ def test_bf16_mixed_trains_with_ratio_1_at_the_start(policy_folder, tmp_path):
     assert watch.outputs[0]["stats"].ratio_mean == pytest.approx(1, abs=1e-6)
     assert watch.outputs[0]["rollout"].kl.abs().max() == 0  # recomputed as the reference's: no rounding between them
     assert {p.dtype for p in module.actor.parameters()} == {torch.float32}
+
+
+def test_bf16_mixed_loses_no_step_of_1e_5(policy_folder, tmp_path):
+    """Adam's first step moves every weight that has a gradient by the learning rate; bfloat16 weights would stay."""
+    module = module_of(policy_folder, lr=1e-5, ppo=PPOConfig(epochs=1))
+    start = {}
+
+    class Before(Callback):
+        def on_train_start(self, trainer, pl_module):
+            start.update({name: p.detach().clone() for name, p in pl_module.actor.named_parameters()})
+
+    fit(module, tmp_path, Before(), batches=1, precision="bf16-mixed")
+    moved = {name: (p.detach() - start[name]).abs() for name, p in module.actor.named_parameters() if "mlp" in name}
+    steps = torch.cat([step.flatten() for step in moved.values()])
+    assert ((steps > 0.5e-5) & (steps < 1.5e-5)).float().mean() > 0.95
