@@ -46,14 +46,17 @@ class TakeTurns(Callback):
         self._turns.ready()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: object, batch_idx: int) -> int:
-        self._product = matrix_product_flops(self._work)
         return 0 if self._turns.wait() else -1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: object, batch_idx: int
     ) -> None:
         tokens = int(outputs["rollout"].response_mask.sum())
-        self._turns.done(self._phases.take(), response_tokens=tokens, matrix_product_flops=self._product)
+        self._turns.done(
+            self._phases.take(),
+            response_tokens=tokens,
+            after=lambda: {"matrix_product_flops": matrix_product_flops(self._work)},
+        )
 
 
 def matrix_product_flops(work: Workload) -> float:

@@ -38,11 +38,14 @@ class Turns:
         self._start, self._used = time.perf_counter(), time.process_time()
         return True
 
-    def done(self, phases: dict[str, float], **figures: float) -> None:
-        """The turn is over; `phases` are seconds."""
+    def done(
+        self, phases: dict[str, float], *, response_tokens: int, after: Callable[[], dict[str, float]] = dict
+    ) -> None:
+        """The turn is over; `phases` are seconds. `after` runs off the clock, while the others still wait."""
         seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._used
         peak = _megabytes("VmHWM")
-        self._report({"seconds": seconds, "cpu_seconds": cpu, "phases": phases, "peak_mb": peak, **figures})
+        turn = {"seconds": seconds, "cpu_seconds": cpu, "phases": phases, "peak_mb": peak}
+        self._report({**turn, "response_tokens": response_tokens, **after()})
 
     def _report(self, content: dict[str, object]) -> None:
         self._wire.write(MARK + json.dumps(content) + "\n")
