@@ -13,7 +13,7 @@ from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.functional.bounds import clopper_pearson
 from lightning_rarlhf.functional.statistics import (
     LEAST_TAIL,
-    SMALL,
+    SMALL_NOTE,
     Interval,
     is_small,
     mean_interval,
@@ -95,7 +95,7 @@ def print_table(metrics: Mapping[str, Interval], title: str, config: EvaluationC
     console = Console()
     console.print(table)
     if any(map(is_small, metrics.values())):
-        console.print(f"† fewer than {SMALL} prompts: covers less than it says where scores are skewed")
+        console.print(SMALL_NOTE)
 
 
 def _score_groups(

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_rarlhf.functional.checks import Array, as_vector, require_open_unit, require_tail
+from lightning_rarlhf.functional.checks import Array, as_values, as_vector, require_open_unit, require_tail
 from lightning_rarlhf.functional.risk import tail_size
 from lightning_rarlhf.functional.statistics import Interval, lower_tail_mean
 
@@ -41,59 +41,73 @@ class Band(NamedTuple):
     """[n], F(x) is at most this"""
 
 
-def quantile_interval(values: ArrayLike, level: float, *, confidence: float = 0.95) -> Interval:
-    """Exact interval of one quantile from order statistics: no assumption about the distribution.
+class QuantileBand(NamedTuple):
+    """A simultaneous confidence band for the quantiles inf{x : F(x) ≥ level}, [k] each."""
 
-    The number of values below the quantile is binomial; either end errs with at most half of 1 - confidence.
-
-    Args:
-        values: [n], finite.
-        level: of the quantile, in (0, 1); 0.1 = the value that a tenth of the distribution does not exceed.
-        confidence: coverage at least, in (0, 1).
-
-    Returns:
-        estimate inf{x : F(x) ≥ level}; an end is infinite where n is too small for a finite one.
-
-    Raises:
-        ValueError: if `values` is empty, not [n] or not finite, or an argument is out of range.
-    """
-    from scipy import stats
-
-    ordered = np.sort(as_vector(values))
-    require_open_unit("level", level)
-    require_open_unit("confidence", confidence)
-    n = len(ordered)
-    count = np.arange(n)
-    error = (1 - confidence) / 2
-    lower = int((stats.binom.cdf(count, n, level) <= error).sum())
-    upper = int((stats.binom.sf(count, n, level) > error).sum())
-    return Interval(
-        estimate=float(ordered[tail_size(n, level) - 1]),
-        low=float(ordered[lower - 1]) if lower else -math.inf,
-        high=float(ordered[upper]) if upper < n else math.inf,
-        confidence=confidence,
-        n=n,
-        method="order statistics",
-    )
+    estimate: Array
+    low: Array
+    """-inf where nothing is known from below"""
+    high: Array
+    """inf where nothing is known from above"""
 
 
 def dkw_band(values: ArrayLike, confidence: float = 0.95) -> Band:
     """Dvoretzky-Kiefer-Wolfowitz band: with this confidence it holds the whole distribution function at once.
 
-    F_n ± √(ln(2/(1 - confidence))/(2n)), cut to [0, 1] (Massart's constant).
+    F_n ± √(ln(2m/(1 - confidence))/(2n)), cut to [0, 1] (Massart's constant). The m values of a row (completions of one
+    prompt, training seeds) may depend on each other in any way: each column's own band holds with its m-th part of the
+    error, hence all do together, and with them the band of their average.
 
     Args:
-        values: [n], finite.
+        values: [n], one value per prompt, or [n, m]; finite.
         confidence: in (0, 1).
 
+    Returns:
+        [n·m] each, of the average of the columns' distributions.
+
     Raises:
-        ValueError: if `values` is empty, not [n] or not finite, or `confidence` is out of range.
+        ValueError: if `values` is empty, of another shape or not finite, or `confidence` is out of range.
+
+    >>> dkw_band([0.0] * 200).low[-1].round(3)
+    np.float64(0.904)
     """
-    x = np.sort(as_vector(values))
+    table = as_values("values", values)
     require_open_unit("confidence", confidence)
-    reach = math.sqrt(math.log(2 / (1 - confidence)) / (2 * len(x)))
-    share = np.searchsorted(x, x, side="right") / len(x)
+    x = np.sort(table, axis=None)
+    reach = _band_reach(table, confidence)
+    share = np.searchsorted(x, x, side="right") / x.size
     return Band(x, np.maximum(share - reach, 0.0), np.minimum(share + reach, 1.0))
+
+
+def quantile_band(values: ArrayLike, levels: ArrayLike, confidence: float = 0.95) -> QuantileBand:
+    """`dkw_band` turned into quantiles: with this confidence it holds the quantiles of all levels at once.
+
+    Args:
+        values: [n] or [n, m], as in `dkw_band`.
+        levels: [k], in (0, 1]; 0.1 = the value that a tenth of the distribution does not exceed.
+        confidence: in (0, 1).
+
+    Returns:
+        [k] each; an end is infinite where n prompts bound nothing.
+
+    Raises:
+        ValueError: if a level is out of range, or as `dkw_band` does.
+    """
+    at = as_vector(levels)
+    if not (at.min() > 0 and at.max() <= 1):
+        raise ValueError(f"levels: got {at.min():g} to {at.max():g}, expected more than 0 and at most 1")
+    band = dkw_band(values, confidence)
+    n = len(band.x)
+    unknown = at <= _band_reach(as_values("values", values), confidence)  # so much may lie below all the values
+    estimate = band.x[[tail_size(n, float(level)) - 1 for level in at]]
+    low = np.where(unknown, -math.inf, band.x[np.searchsorted(band.high, at).clip(max=n - 1)])
+    above = np.searchsorted(band.low, at)
+    return QuantileBand(estimate, low, np.where(above < n, band.x[np.minimum(above, n - 1)], math.inf))
+
+
+def _band_reach(table: Array, confidence: float) -> float:
+    """Distance ε between F and F_n of [n] or [n, m] values that is exceeded somewhere with chance 1 - confidence."""
+    return math.sqrt(math.log(2 * (table.size // len(table)) / (1 - confidence)) / (2 * len(table)))
 
 
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95, side: Side = "two-sided") -> Interval:

@@ -17,6 +17,7 @@ from lightning_rarlhf.report.figure_distribution import draw_distribution_shift
 from lightning_rarlhf.report.figure_frontier import draw_frontier, has_kl
 from lightning_rarlhf.report.figure_matched import draw_matched_kl
 from lightning_rarlhf.report.figure_quantile import draw_quantile_curves
+from lightning_rarlhf.report.figure_score_quantile import draw_score_quantiles
 from lightning_rarlhf.report.figure_training import draw_training_curves
 from lightning_rarlhf.report.matched_kl import MatchedKL, match_kl, require_tail_share
 from lightning_rarlhf.report.matched_kl_words import statements
@@ -26,7 +27,7 @@ from lightning_rarlhf.report.tables import print_comparison
 from lightning_rarlhf.report.training_curves import read_training_curves
 from lightning_rarlhf.results import Run, read_run, require_comparable
 
-_PICTURES = ("quantile_curve", "distribution_shift", "frontier", "matched_kl", "training_curves")
+_PICTURES = ("quantile_curve", "score_quantiles", "distribution_shift", "frontier", "matched_kl", "training_curves")
 Labelled = tuple[str, tuple[Path, ...]]
 
 
@@ -147,6 +148,7 @@ def _pictures(
     folder, resampling = request.output / "figures", {"resamples": request.resamples, "seed": request.seed}
     if methods:
         yield from draw_quantile_curves(methods, folder / "quantile_curve", **resampling)
+        yield from draw_score_quantiles(methods, folder / "score_quantiles")
         yield from draw_distribution_shift(methods, folder / "distribution_shift")
     everything = _merged([*methods, *sweeps])
     if all(map(has_kl, everything)) and one_reference(everything):

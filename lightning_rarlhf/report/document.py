@@ -31,6 +31,15 @@ from lightning_rarlhf.report.tables import (
 MAIN = "report.md"
 TEXTS = (MAIN, "table.csv", "table.tex", "matched_kl.csv")
 """every text file that a report can have"""
+_CAPTIONS = {
+    "quantile_curve": "Bands: bootstrap over prompts, at each share of prompts by itself; not for the whole curve.",
+    "score_quantiles": "Bands: Dvoretzky-Kiefer-Wolfowitz over prompts, for a method's whole curve at once, exact for "
+    "every number of prompts. They cover no training seeds, and two bands that overlap do not make two methods equal: "
+    "the paired differences in the tables are sharper.",
+    "frontier": "Bars: bootstrap over prompts, of each run by itself.",
+    "matched_kl": "Bands: above at each KL, below (differences) at all KL at once.",
+}
+"""which interval a picture shows"""
 _SHOWN_KL = 5
 """KL values of the table in report.md; the CSV file has them all"""
 _MATCHED_COLUMNS = ("statistic", "kl", "quantity", "estimate", "low", "high", "interval")
@@ -92,8 +101,9 @@ def _markdown(report: Report, folder: Path) -> str:
 
 
 def _picture(path: str) -> str:
-    title = Path(path).stem.replace("_", " ")
-    return f"![{title}]({path})"
+    name = Path(path).stem
+    picture = f"![{name.replace('_', ' ')}]({path})"
+    return f"{picture}\n\n{_CAPTIONS[name]}" if name in _CAPTIONS else picture
 
 
 def _matched_markdown(match: Match, result: MatchedKL) -> str:

@@ -19,6 +19,8 @@ _COLOURS = (*PALETTE, "#E69F00", "#56B4E9", "#000000")
 """told apart by colour-blind eyes (Okabe and Ito, 2008)"""
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1.2)))
+_ROW, _HANDLE, _LETTER = 0.21, 0.85, 0.085
+"""inches in a legend: of a row, of a label's handle and gaps, of a letter"""
 _STYLE: Any = {
     "text.parse_math": False,  # a dollar sign in a label is one
     "font.family": "DejaVu Sans",
@@ -48,11 +50,14 @@ class Look:
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """One look per label; no two of the first eight share a colour or marker, nor of the first 32 colour and dash."""
+    """One look per label, no two of the first eight of one colour or marker.
+
+    Of the first 32, no two share both colour and dash, nor both colour and marker.
+    """
     return {
         label: Look(
             colour=_COLOURS[number % len(_COLOURS)],
-            marker=_MARKERS[number % len(_MARKERS)],
+            marker=_MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
             dash=_DASHES[(number + number // len(_COLOURS)) % len(_DASHES)],
         )
         for number, label in enumerate(labels)
@@ -95,6 +100,26 @@ def tidy(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
-    """One legend for all axes, at the lower edge, where no data are."""
+    """One legend for all axes, at the lower edge, where no data are; rows beyond the first make the figure higher.
+
+    Call it last: what the figure holds keeps its size in inches.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(columns, len(labels)), handlelength=3.4)
+    fitting = int(figure.get_figwidth() / (_HANDLE + _LETTER * max(map(len, labels))))
+    columns = max(1, min(columns, len(labels), fitting))
+    _grow(figure, _ROW * (-(-len(labels) // columns) - 1))
+    figure.legend(handles, labels, loc="lower center", ncols=columns, handlelength=3.4)
+
+
+def _grow(figure: Figure, inches: float) -> None:
+    """Add room at the lower edge."""
+    before = figure.get_figheight()
+    after = before + inches
+
+    def moved(y: float) -> float:
+        return (y * before + inches) / after
+
+    for text in figure.texts:
+        text.set_y(moved(text.get_position()[1]))
+    figure.subplots_adjust(bottom=moved(figure.subplotpars.bottom), top=moved(figure.subplotpars.top))
+    figure.set_figheight(after)

@@ -44,7 +44,7 @@ def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
 
 def has_unseeded_points(method: Method) -> bool:
     """Whether a point of the method rests on one training run; the reference itself, at KL 0, was not trained."""
-    return any(len(group) == 1 and _was_trained(method.runs[group[0]]) for group in seed_groups(method.runs))
+    return any(len(group) == 1 and was_trained(method.runs[group[0]]) for group in seed_groups(method.runs))
 
 
 def with_seed_noise(samples: Array, groups: Sequence[Sequence[int]], seed: int) -> Array:
@@ -84,6 +84,6 @@ def _point(run: Run) -> tuple[object, ...]:
     return "folder", method_folder(run.folder)
 
 
-def _was_trained(run: Run) -> bool:
+def was_trained(run: Run) -> bool:
     """Whatever is no reference of its own: the reference's KL is 0 for every response."""
     return bool((run.columns["kl"] != 0).any())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lightning_rarlhf.functional.statistics import Interval
+from lightning_rarlhf.functional.statistics import SMALL_NOTE, Interval, is_small
 from lightning_rarlhf.report.comparison import Cell, Comparison
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.metric_names import metric_name
 from lightning_rarlhf.report.numbers import decimals_for, ends, number, spread, verdict
+from lightning_rarlhf.report.variance_words import variance_lines
 
 PAPER_COLUMNS = ("score_mean", r"score_tail_le_.*", "cvar_10", "perplexity", "kl_mean")
 """metrics of the paper's Tables 2 and 3, with KL beside them: rewards at different KL are not like for like"""
@@ -26,13 +27,14 @@ _CSV_COLUMNS = (
     "confidence",
     "n",
     "interval",
+    "few_prompts",
     "seeds",
     "sd_over_seeds",
     "verdict",
 )
 _LATEX = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}, "~": r"\textasciitilde{}"}
 _LATEX |= {"^": r"\textasciicircum{}", "≤": r"$\leq$", "±": r"$\pm$", "−": "$-$", "↑": r"$\uparrow$"}
-_LATEX |= {"↓": r"$\downarrow$", "α": r"$\alpha$", "Δ": r"$\Delta$"}
+_LATEX |= {"↓": r"$\downarrow$", "α": r"$\alpha$", "Δ": r"$\Delta$", "†": r"$\dagger$"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ def cell_texts(comparison: Comparison, metric: str) -> list[CellText | None]:
 
 def _text(cell: Cell, decimals: int) -> CellText:
     estimate = number(cell.estimate.estimate, decimals) + spread(cell.seeds, decimals)
-    interval = ends(cell.estimate, decimals)
+    interval = _marked(cell.estimate, decimals)
     if cell.difference is None:
         return CellText(estimate=estimate, interval=interval)
     change = cell.difference
@@ -65,7 +67,7 @@ def _text(cell: Cell, decimals: int) -> CellText:
         estimate=estimate,
         interval=interval,
         difference=f"Δ {number(change.estimate, decimals, sign=True)}",
-        difference_interval=ends(change, decimals, sign=True),
+        difference_interval=_marked(change, decimals, sign=True),
         clear=change.excludes(0.0),
     )
 
@@ -87,14 +89,26 @@ def explanation(comparison: Comparison) -> list[str]:
             f"Of {tested} differences about {by_chance:.1f} would exclude 0 by chance alone if there were none."
         )
     if any(len(method.runs) > 1 for method in comparison.methods):
-        lines.append("± standard deviation across training seeds; intervals then cover prompts and seeds.")
-    single = [method.label for method in comparison.methods if len(method.runs) == 1]
-    if single:
-        lines.append(f"One training run of {', '.join(single)}: those intervals cover prompts, not training seeds.")
+        lines.append("± standard deviation across training seeds.")
+    lines += variance_lines(comparison.methods)
+    if any(map(is_small, _intervals(comparison))):
+        lines.append(SMALL_NOTE)
     if comparison.unpaired:
         names = ", ".join(metric_name(metric).title for metric in comparison.unpaired)
         lines.append(f"Not compared prompt by prompt, hence without Δ: {names}.")
     return lines
+
+
+def _intervals(comparison: Comparison) -> Iterator[Interval]:
+    for cell in (cell for row in comparison.cells.values() for cell in row.values()):
+        yield cell.estimate
+        if cell.difference is not None:
+            yield cell.difference
+
+
+def _marked(interval: Interval, decimals: int, *, sign: bool = False) -> str:
+    """The ends, with a dagger where they rest on few prompts."""
+    return ends(interval, decimals, sign=sign) + (" †" if is_small(interval) else "")
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -183,7 +197,15 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def _csv_interval(interval: Interval) -> list[object]:
-    return [interval.estimate, interval.low, interval.high, interval.confidence, interval.n, interval.method]
+    return [
+        interval.estimate,
+        interval.low,
+        interval.high,
+        interval.confidence,
+        interval.n,
+        interval.method,
+        "†" if is_small(interval) else "",
+    ]
 
 
 def as_latex(comparison: Comparison) -> str:

@@ -16,6 +16,8 @@ from lightning_rarlhf.functional.bounds import clopper_pearson
 from lightning_rarlhf.functional.statistics import Interval, mean_interval
 from lightning_rarlhf.functional.tail_intervals import cvar_contrast_interval, cvar_interval, paired_cvar_interval
 
+SIZES = (10, 25, 50, 100, 200, 500)
+"""prompts, a column of the table each"""
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
@@ -90,18 +92,14 @@ def of_rate(rate: float, n: int) -> float:
 
 if __name__ == "__main__":
     experiments = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    print("| statistic | " + " | ".join(f"n = {n}" for n in (10, 25, 50, 100, 500)) + " |\n|---|" + "---:|" * 5)
+    print("| statistic | " + " | ".join(f"n = {n}" for n in SIZES) + " |\n|---|" + "---:|" * len(SIZES))
     for shape in MEANS:
-        shares = [f"{of_mean(shape, n, experiments, 999):.3f}" for n in (10, 25, 50, 100, 500)]
+        shares = [f"{of_mean(shape, n, experiments, 999):.3f}" for n in SIZES]
         print(f"| mean, {shape} | " + " | ".join(shares) + " |", flush=True)
     for name in TAILS:
         shares = [
             f"{of_tail(name, n, experiments, 999):.3f}" if n >= (500 if "2" in name[:6] else 100) else "none"
-            for n in (10, 25, 50, 100, 500)
+            for n in SIZES
         ]
         print(f"| {name} | " + " | ".join(shares) + " |", flush=True)
-    print(
-        "| rate of 2 %, Clopper-Pearson | "
-        + " | ".join(f"{of_rate(0.02, n):.3f}" for n in (10, 25, 50, 100, 500))
-        + " |"
-    )
+    print("| rate of 2 %, Clopper-Pearson | " + " | ".join(f"{of_rate(0.02, n):.3f}" for n in SIZES) + " |")

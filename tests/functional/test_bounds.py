@@ -4,8 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from lightning_rarlhf.functional.bounds import (
@@ -14,7 +12,7 @@ from lightning_rarlhf.functional.bounds import (
     dkw_band,
     prompts_needed_for_cvar,
     prompts_needed_for_rate,
-    quantile_interval,
+    quantile_band,
 )
 from lightning_rarlhf.functional.statistics import Interval, lower_tail_mean
 
@@ -28,37 +26,6 @@ def ends(interval: Interval) -> tuple[float, float]:
 
 
 # Quantiles
-
-
-@pytest.mark.parametrize("level", [0.01, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_quantile_interval_agrees_with_scipy(level: float, confidence: float) -> None:
-    values = normal(500)
-    expected = stats.quantile_test(values, p=level).confidence_interval(confidence)
-    found = quantile_interval(values, level, confidence=confidence)
-    assert ends(found) == tuple(expected)
-    assert found.estimate == np.quantile(values, level, method="inverted_cdf")
-    assert found.low <= found.estimate <= found.high
-
-
-@given(st.integers(1, 60), st.integers(1, 99), st.sampled_from([0.5, 0.9, 0.95]))
-def test_quantile_interval_errs_no_more_than_promised(n: int, hundredths: int, confidence: float) -> None:
-    level = hundredths / 100
-    found = quantile_interval(np.arange(1.0, n + 1), level, confidence=confidence)
-    chance = [math.comb(n, k) * level**k * (1 - level) ** (n - k) for k in range(n + 1)]
-    too_high = sum(chance[: int(found.low)]) if found.low > 0 else 0.0  # fewer than `low` values below the quantile
-    too_low = sum(chance[int(found.high) :]) if found.high <= n else 0.0
-    assert max(too_high, too_low) <= (1 - confidence) / 2 + 1e-12
-
-
-def test_quantile_interval_says_when_the_values_are_too_few() -> None:
-    assert ends(quantile_interval([3.0, 1.0, 2.0], 0.5)) == (-math.inf, math.inf)
-    found = quantile_interval(np.arange(100.0), 0.01)
-    assert found.low == -math.inf
-    assert math.isfinite(found.high)
-    for level in (0.0, 1.0):
-        with pytest.raises(ValueError, match=f"level: got {level}, expected more than 0 and less than 1"):
-            quantile_interval([1.0, 2.0], level)
 
 
 def test_dkw_band_by_hand() -> None:
@@ -78,6 +45,47 @@ def test_dkw_band_holds_the_whole_distribution_as_often_as_promised() -> None:
         rise = np.append(band.x[1:], 1.0)
         held += bool((band.low <= band.x).all() and (rise <= band.high).all())
     assert 0.78 <= held / 2000 <= 0.9
+
+
+def test_a_band_of_dependent_columns_is_wider_and_holds_their_average() -> None:
+    generator, held, prompts = np.random.default_rng(1), 0, 60
+    assert dkw_band(normal(60).repeat(3).reshape(60, 3)).high[0] == pytest.approx(
+        1 / 60 + math.sqrt(math.log(6 / 0.05) / 120)
+    )
+    for _ in range(500):  # the worst case: completions of a prompt all score the same
+        band = dkw_band(generator.uniform(size=prompts).repeat(3).reshape(prompts, 3), confidence=0.8)
+        rise = np.append(band.x[1:], 1.0)
+        held += bool((band.low <= band.x).all() and (rise <= band.high).all())
+    assert held / 500 >= 0.8
+
+
+@pytest.mark.parametrize("shape", [(400,), (200, 2)])
+def test_quantile_band_is_the_band_read_from_the_other_axis(shape: tuple[int, ...]) -> None:
+    values = normal(400).round(1).reshape(shape)  # with ties
+    levels = np.arange(1, 101) / 100
+    band, found = dkw_band(values), quantile_band(values, levels)
+    assert found.estimate.tolist() == np.quantile(values, levels, method="inverted_cdf").tolist()
+    reach = math.sqrt(math.log(2 * values.size / len(values) / 0.05) / (2 * len(values)))
+    for level, low, high in zip(levels, found.low, found.high, strict=True):
+        assert low == (-math.inf if level <= reach else min(band.x[band.high >= level]))
+        assert high == min(band.x[band.low >= level], default=math.inf)
+    assert np.isinf(found.low).sum() == math.floor(100 * reach)
+
+
+def test_quantile_band_holds_all_quantiles_at_once_as_often_as_promised() -> None:
+    generator, held, levels = np.random.default_rng(2), 0, np.arange(1, 100) / 100
+    for _ in range(500):
+        found = quantile_band(generator.uniform(size=100), levels, confidence=0.8)
+        held += bool((found.low <= levels).all() and (levels <= found.high).all())
+    assert 0.78 <= held / 500 <= 0.95
+
+
+def test_quantile_band_of_too_few_values_knows_nothing() -> None:
+    found = quantile_band([3.0, 1.0], [0.3, 0.7, 1.0])
+    assert (found.low.tolist(), found.high.tolist()) == ([-math.inf] * 2 + [1.0], [math.inf] * 3)
+    for levels in ([0.0, 0.5], [0.5, 1.01]):
+        with pytest.raises(ValueError, match="levels: got .*, expected more than 0 and at most 1"):
+            quantile_band([1.0, 2.0], levels)
 
 
 # Rates

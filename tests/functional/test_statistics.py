@@ -282,8 +282,8 @@ def test_intervals_of_few_prompts_cover_unless_the_values_are_skewed(n: int) -> 
 
 
 def test_an_interval_of_few_prompts_says_so() -> None:
-    assert is_small(mean_interval(normal(24)))
-    assert not is_small(mean_interval(normal(25)))
+    assert is_small(mean_interval(normal(199)))
+    assert not is_small(mean_interval(normal(200)))
     assert not is_small(mean_interval(np.ones(5)))
 
 

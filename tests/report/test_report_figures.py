@@ -10,7 +10,8 @@ from lightning_rarlhf.report.figure_distribution import draw_distribution_shift
 from lightning_rarlhf.report.figure_frontier import draw_frontier, has_kl
 from lightning_rarlhf.report.figure_matched import draw_matched_kl
 from lightning_rarlhf.report.figure_quantile import draw_quantile_curves, seed_rewards
-from lightning_rarlhf.report.figure_style import looks
+from lightning_rarlhf.report.figure_score_quantile import LEVELS, draw_score_quantiles, score_quantiles
+from lightning_rarlhf.report.figure_style import legend_below, looks, new_figure
 from lightning_rarlhf.report.figure_training import draw_training_curves
 from lightning_rarlhf.report.matched_kl import match_kl
 from lightning_rarlhf.report.methods import Method
@@ -48,6 +49,7 @@ def test_each_picture_is_a_png_and_a_pdf(tmp_path: Path, methods: list[Method]) 
     draws = {
         "quantile": lambda stem: draw_quantile_curves(methods, stem, resamples=60),
         "one": lambda stem: draw_quantile_curves(methods[:1], stem, resamples=60),
+        "quantiles": lambda stem: draw_score_quantiles(methods, stem),
         "shift": lambda stem: draw_distribution_shift(methods, stem),
         "frontier": lambda stem: draw_frontier(methods, stem, alpha=0.2, resamples=60),
         "matched": lambda stem: draw_matched_kl(match_kl(methods[1:], alpha=0.2, resamples=60), stem),
@@ -68,6 +70,7 @@ def test_pictures_show_their_data(tmp_path: Path, methods: list[Method]) -> None
     base = [methods[0], Method(label="rlhf", runs=methods[1].runs)]
     for name, draw in (
         ("quantile", lambda given, stem: draw_quantile_curves(given, stem, resamples=60)),
+        ("quantiles", draw_score_quantiles),
         ("shift", draw_distribution_shift),
         ("frontier", lambda given, stem: draw_frontier(given, stem, alpha=0.2, resamples=60)),
     ):
@@ -86,8 +89,33 @@ def test_prompts_of_one_class_or_none_make_a_picture(tmp_path: Path, methods: li
 def test_every_method_has_a_look_of_its_own() -> None:
     found = looks([str(number) for number in range(32)])
     assert len({(look.colour, look.dash) for look in found.values()}) == 32
+    assert len({(look.colour, look.marker) for look in found.values()}) == 32
     first = list(found.values())[:8]
     assert len({look.colour for look in first}) == len({look.marker for look in first}) == 8
+
+
+def test_a_legend_of_many_methods_makes_the_figure_higher_and_nothing_smaller() -> None:
+    figure = new_figure(10, 4.9, "title", "subtitle")
+    figure.subplots_adjust(top=0.79, bottom=0.2)
+    axes = figure.add_subplot()
+    for number in range(12):
+        axes.plot([0, 1], label=f"method {number} of a long name")
+    title, box = figure.texts[0].get_position()[1], axes.get_position()
+    legend_below(figure, axes, columns=5)
+    height, now = figure.get_figheight(), axes.get_position()
+    assert height == pytest.approx(4.9 + 0.21 * 3)  # three columns fit
+    assert now.height * height == pytest.approx(box.height * 4.9)
+    assert height * (1 - figure.texts[0].get_position()[1]) == pytest.approx(4.9 * (1 - title))
+
+
+def test_quantiles_of_rewards_are_of_all_seeds_with_a_band_for_their_number(methods: list[Method]) -> None:
+    one, two = (score_quantiles(Method(label="a", runs=methods[1].runs[:count])) for count in (1, 2))
+    pooled = np.concatenate([run.columns["score"].ravel() for run in methods[1].runs])
+    assert two.estimate.tolist() == np.quantile(pooled, LEVELS, method="inverted_cdf").tolist()
+    for count, found in ((1, one), (2, two)):
+        reach = np.sqrt(np.log(2 * count / 0.05) / (2 * PROMPTS))
+        assert np.isinf(found.low).tolist() == (reach >= LEVELS).tolist()
+        assert np.isinf(found.high).tolist() == (1 - reach < LEVELS).tolist()
 
 
 def test_looks_do_not_depend_on_what_else_is_drawn() -> None:

@@ -161,6 +161,23 @@ def test_the_terminal_shows_methods_and_stars_clear_differences(
     assert "[bold]" not in shown
 
 
+def test_intervals_of_few_prompts_carry_a_dagger_in_every_form(
+    side_by_side: Comparison, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_comparison(side_by_side)
+    shown, markdown, latex = capsys.readouterr().out, as_markdown(side_by_side), as_latex(side_by_side)
+    mean = next(line for line in markdown.splitlines() if "mean reward ↑" in line)
+    assert mean.count("†") == 5  # three estimates, two differences
+    assert "†" in shown
+    assert r"$\dagger$" in latex
+    assert "fewer than 200 prompts" in "\n".join(explanation(side_by_side))
+    rows = list(csv.DictReader(io.StringIO(as_csv(side_by_side))))
+    assert {row["few_prompts"] for row in rows if row["metric"] == "score_mean"} == {"†"}
+    large = read_run(write_run(tmp_path, scores_of(1, n=200), prompt_scores=scores_of(2, n=200)))
+    many = compare(group([large], ["a"]), resamples=100)
+    assert "†" not in next(line for line in as_markdown(many).splitlines() if line.startswith("| mean reward ↑"))
+
+
 def test_labels_cannot_be_mistaken_for_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = read_run(write_run(tmp_path, scores_of(1)))
     print_comparison(compare(group([run], ["[red]x[/red]"]), resamples=100))

@@ -1,0 +1,53 @@
+"""Which variance each interval of the table holds, a sentence per kind of comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from lightning_rarlhf.report.methods import Method
+from lightning_rarlhf.report.seed_noise import was_trained
+
+
+def variance_lines(methods: Sequence[Method]) -> list[str]:
+    """Of the estimates, then of the differences to the first method; methods of which the same holds share a line."""
+    estimates = ((method.label, _of_estimate(method)) for method in methods)
+    differences = ((method.label, _of_difference(method, methods[0])) for method in methods[1:])
+    return [
+        *(f"Intervals of {labels}: {what}." for labels, what in _shared(estimates)),
+        *(f"Intervals of Δ of {labels} to {methods[0].label}: {what}." for labels, what in _shared(differences)),
+    ]
+
+
+def _shared(said: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    labels: dict[str, list[str]] = {}
+    for label, what in said:
+        labels.setdefault(what, []).append(label)
+    return ((", ".join(each), what) for what, each in labels.items())
+
+
+def _of_estimate(method: Method) -> str:
+    if len(method.runs) > 1:
+        return f"variance between prompts, plus that between {_seeds(method)}"
+    if not _trained(method):
+        return "variance between prompts; it is the reference itself, which no training seed changes"
+    return "variance between prompts alone; one run each, so what another training seed changes is not in them"
+
+
+def _of_difference(method: Method, baseline: Method) -> str:
+    sides = ((method, "the method's own" if len(method.runs) > 1 else "the method"), (baseline, baseline.label))
+    held = [f"{_seeds(side)} ({name})" for side, name in sides if len(side.runs) > 1]
+    lacking = [name for side, name in sides if len(side.runs) == 1 and _trained(side)]
+    what = "variance between prompts, each drawn once for both sides"
+    what += f", plus that between {' and that between '.join(held)}" if held else ", alone"
+    if lacking:
+        what += f"; nothing for another training of {' or '.join(lacking)}, of which there is one run"
+    return what
+
+
+def _seeds(method: Method) -> str:
+    return f"{len(method.runs)} training seeds, sd²/{len(method.runs)}"
+
+
+def _trained(method: Method) -> bool:
+    """Whether training moved it at all: the reference's KL is 0 for every response."""
+    return any(map(was_trained, method.runs))
