@@ -72,6 +72,7 @@ def _compose(rows: Sequence[_Row], classes: dict[str, NDArray[np.bool_]], edges:
                 axes.set_title(f"{name}, {int(chosen.sum()):,} prompts", pad=8)
             if row is rows[-1]:
                 axes.set_xlabel("reward (prompts alone: prompt score)")
+        line[0].set_ylim(bottom=0)  # of both: the row's scale stays as it is from then on
     figure.text(0.18 / width, 0.5, "share of texts (%)", rotation=90, va="center")
     return figure
 
@@ -82,5 +83,4 @@ def _histogram(axes: Axes, score: Array, edges: Array, colour: str) -> None:
     axes.stairs(share, edges, color=colour, linewidth=1.1)
     axes.axvline(float(score.mean()), color=INK, linewidth=1.2)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(bottom=0)
     tidy(axes)

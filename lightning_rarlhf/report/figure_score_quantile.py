@@ -26,7 +26,7 @@ def draw_score_quantiles(methods: Sequence[Method], stem: Path) -> list[Path]:
     """Write the quantiles of all responses and, enlarged, those of the worst fifth.
 
     Bands are Dvoretzky, Kiefer and Wolfowitz's over prompts, seeds and responses pooled: exact for every number of
-    prompts and every distribution, and cut where that number bounds a quantile on one side only.
+    prompts and every distribution. Where so many prompts bound a quantile on one side only, that side is a thin line.
 
     Args:
         methods: comparable ones.
@@ -41,7 +41,7 @@ def draw_score_quantiles(methods: Sequence[Method], stem: Path) -> list[Path]:
             4.9,
             "Rewards from the worst response up",
             f"{len(first):,} prompts; bands: {100 * first.confidence:g} % Dvoretzky-Kiefer-Wolfowitz over prompts, "
-            "for a method's whole curve at once",
+            "for a method's whole curve at once; thin lines: bounded on that side only",
         )
         for number, upto in enumerate((100, _WORST)):
             axes = figure.add_subplot(1, 2, number + 1)
@@ -50,7 +50,7 @@ def draw_score_quantiles(methods: Sequence[Method], stem: Path) -> list[Path]:
             axes.set_xlabel("share of responses with at most this reward (%)")
             axes.set_ylabel("reward")
             tidy(axes)
-        figure.subplots_adjust(left=0.06, right=0.98, top=0.79, wspace=0.2)
+        figure.subplots_adjust(left=0.06, right=0.98, top=0.79, bottom=0.2, wspace=0.2)
         legend_below(figure, figure.axes[0], columns=5)
         return figure
 
@@ -66,13 +66,11 @@ def score_quantiles(method: Method) -> QuantileBand:
 def _draw(axes: Axes, bands: Mapping[str, QuantileBand], upto: int) -> None:
     shown = upto >= 100 * LEVELS
     share = 100 * LEVELS[shown]
-    known = np.concatenate([end[shown][np.isfinite(end[shown])] for band in bands.values() for end in band])
-    margin = 0.04 * (np.ptp(known) or 1.0)
-    bottom, top = known.min() - margin, known.max() + margin
     for label, look in looks(list(bands)).items():
         estimate, low, high = (part[shown] for part in bands[label])
-        low, high = low.clip(bottom, top), high.clip(bottom, top)  # an infinite end is the picture's edge
-        axes.fill_between(share, low, high, step="pre", color=look.colour, alpha=0.15, linewidth=0)
+        both = np.isfinite(low) & np.isfinite(high)
+        axes.fill_between(share, low, high, where=both, step="pre", color=look.colour, alpha=0.15, linewidth=0)
+        for end in (low, high):
+            axes.step(share, np.where(both, np.nan, end), color=look.colour, linewidth=0.7, alpha=0.8)
         axes.step(share, estimate, color=look.colour, linestyle=look.dash, linewidth=1.8, label=label)
     axes.set_xlim(0, upto)
-    axes.set_ylim(bottom, top)

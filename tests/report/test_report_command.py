@@ -32,7 +32,7 @@ def test_a_report_from_first_to_last(runs: Path, capsys: pytest.CaptureFixture[s
     arguments = ["sft", "rlhf/seed_0", "rlhf/seed_1", "--name", "RA-RLHF=rarlhf", "--output", "out", *FEW]
     assert main(arguments) == 0
     names = {path.relative_to(runs / "out").as_posix() for path in (runs / "out").rglob("*") if path.is_file()}
-    pictures = ("quantile_curve", "distribution_shift", "frontier", "training_curves")
+    pictures = ("quantile_curve", "score_quantiles", "distribution_shift", "frontier", "training_curves")
     assert names == {"report.md", "table.csv", "table.tex"} | {
         f"figures/{name}.{kind}" for name in pictures for kind in ("png", "pdf")
     }
@@ -40,6 +40,8 @@ def test_a_report_from_first_to_last(runs: Path, capsys: pytest.CaptureFixture[s
     assert text.startswith("# synthetic: sft, rlhf, RA-RLHF\n")
     for name in pictures:
         assert f"](figures/{name}.png)" in text
+    assert "Dvoretzky-Kiefer-Wolfowitz over prompts, for a method's whole curve at once" in text
+    assert "bootstrap over prompts, at each share of prompts by itself" in text
     for folder in ("sft", "rlhf/seed_0", "rlhf/seed_1", "rarlhf"):
         assert f"`{folder}`" in text
     shown = capsys.readouterr()

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from lightning_rarlhf.report import figure_distribution
 from lightning_rarlhf.report.figure_distribution import draw_distribution_shift
 from lightning_rarlhf.report.figure_frontier import draw_frontier, has_kl
 from lightning_rarlhf.report.figure_matched import draw_matched_kl
@@ -58,6 +60,18 @@ def test_each_picture_is_a_png_and_a_pdf(tmp_path: Path, methods: list[Method]) 
     for name, draw in draws.items():
         stem = tmp_path / name / "new" / "picture"
         require_pair(draw(stem), stem)
+
+
+def test_both_classes_of_a_row_have_room_for_their_highest_bar(
+    tmp_path: Path, methods: list[Method], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(figure_distribution, "save", lambda draw, stem: figures.append(draw()))
+    draw_distribution_shift(methods, tmp_path)
+    for axes in figures[0].axes:
+        heights = [patch.get_data().values.max() for patch in axes.patches]
+        assert 0 < max(heights) < axes.get_ylim()[1]
+        assert axes.get_ylim()[0] == 0
 
 
 def test_equal_input_gives_equal_files(tmp_path: Path, methods: list[Method]) -> None:

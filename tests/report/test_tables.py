@@ -178,6 +178,25 @@ def test_intervals_of_few_prompts_carry_a_dagger_in_every_form(
     assert "†" not in next(line for line in as_markdown(many).splitlines() if line.startswith("| mean reward ↑"))
 
 
+def test_many_methods_make_several_tables_in_a_narrow_terminal_and_lose_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [read_run(write_run(tmp_path / str(k), scores_of(k, gain=0.5 * k))) for k in range(6)]
+    comparison = compare(group(runs, [f"method-{k}" for k in range(6)]), resamples=60)
+    print_comparison(comparison)
+    piped = capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "90")
+    print_comparison(comparison)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    tables = [line for line in shown.splitlines() if line[:1] in "┏┃┡│├└"]
+    assert max(map(len, tables)) <= 90
+    assert "…" not in shown + piped
+    assert sum(line.startswith("┏") for line in tables) > 1
+    assert sum(line.startswith("┏") for line in piped.splitlines()) == 1
+    assert all(figure in shown for figure in re.findall(r"[−+]?\d+\.\d+", piped))
+
+
 def test_labels_cannot_be_mistaken_for_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = read_run(write_run(tmp_path, scores_of(1)))
     print_comparison(compare(group([run], ["[red]x[/red]"]), resamples=100))
