@@ -1,11 +1,10 @@
-"""What every trained method shares: a policy, its reference and reward, and the same validation, test and predict."""
+"""What every method shares: how policy and reference come about, what must hold first, what a checkpoint keeps."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -13,56 +12,40 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
-from torchmetrics import MeanMetric
 
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
-from lightning_rarlhf.data_types import PromptBatch, Samples, TextBatch
-from lightning_rarlhf.distributed import gather_items, rank, world_size
+from lightning_rarlhf.data_types import PromptBatch, TextBatch
+from lightning_rarlhf.distributed import rank
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.evaluation import report
-from lightning_rarlhf.generations import Completions, GenerationWriter, read_rows, rows_by_prompt
-from lightning_rarlhf.guarded_module import GuardedModule
+from lightning_rarlhf.evaluated_module import EvaluatedModule
 from lightning_rarlhf.hub import require_model, split_revision
 from lightning_rarlhf.lora import WithoutAdapter
-from lightning_rarlhf.metrics import ResponseSummary, ScoreSummary
 from lightning_rarlhf.own_code import trust
-from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
 from lightning_rarlhf.policy_loading import end_of_text_ids, load_actor_critic, load_causal_lm
 from lightning_rarlhf.policy_rules import require_trainable, require_workable
 from lightning_rarlhf.provenance import read_training, training_record
-from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, texts_identity, weights_sha256
+from lightning_rarlhf.results_file import weights_sha256
 from lightning_rarlhf.resume import reapply_settings, settings_of
 from lightning_rarlhf.reward_models import RewardModel
-from lightning_rarlhf.rollout import score
-from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, finish_reasons, require_room, sample
-from lightning_rarlhf.sharding import unsharded, whole_state
+from lightning_rarlhf.sampling import require_room
+from lightning_rarlhf.sharding import whole_state
 from lightning_rarlhf.strategies import divide, require_same_seed, require_supported
 from lightning_rarlhf.tokenizer import load_tokenizer
 from lightning_rarlhf.trained_weights import only_trained, require_trained
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch.optim import Optimizer
 
 
-class LanguageModule(GuardedModule):
-    """Base of the trained methods; evaluates any policy by generating, scoring and comparing with the reference.
+class LanguageModule(EvaluatedModule):
+    """Base of the methods: builds the actor and its reference in `configure_model`, and the optimizer over the actor.
 
     Attributes:
-        actor: the network that is trained; built by `configure_model`.
         method_settings: the part of the configuration of `fit` that makes the method; set by the command line.
-        reference: the frozen network that KL is measured against, out of checkpoints and optimizers.
-        tokenizer: the policy's.
     """
-
-    actor: ActorCritic
-    reference: Reference | None
-    tokenizer: Any
 
     def __init__(
         self,
@@ -74,19 +57,14 @@ class LanguageModule(GuardedModule):
         optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
         guard: GuardConfig = GuardConfig(),
     ) -> None:
-        super().__init__(guard)
+        super().__init__(reward, sampling, evaluation, guard)
         trust(policy.trust_remote_code, policy.pretrained, policy.revision, "policy.trust_remote_code")
         self.policy_config = policy
         self.reference_name = reference
-        self.reward = reward
-        self.sampling = sampling
-        self.evaluation = evaluation
         self.make_optimizer = optimizer
-        self.reference = None
         self.seed: int | None = None
         self.strict_loading = policy.lora is None  # with adapters `on_load_checkpoint` looks for what was trained
         self._built = False
-        self._writer: GenerationWriter | None = None
         self._loaded_training: dict[str, Any] | None = None
         self.method_settings: dict[str, Any] | None = None
 
@@ -232,159 +210,7 @@ class LanguageModule(GuardedModule):
         sampled = self.trains_on is PromptBatch or self.trainer.testing or self.trainer.predicting
         require_room(self.actor.context_length, int(lengths.max()), self.sampling.max_new_tokens if sampled else 0)
 
-    # sampling and scoring
-
-    def generate(self, batch: PromptBatch, seed: SamplingSeed) -> Samples:
-        """Draw one response a prompt from the current policy."""
-        decoder = CachedDecoder(self.actor, keep_hidden=self.actor.samples_exactly)
-        samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, self.actor.eos_token_ids)
-        return replace(samples, hidden=decoder.hidden())
-
-    def score(self, samples: Samples) -> Tensor:
-        """f32 [B], the reward of each finished text."""
-        if self.reward is None:
-            raise UserError(f"{type(self).__name__} has no reward; set model.reward")
-        return score(self.reward, samples)
-
-    def judge(self, samples: Samples) -> dict[str, Tensor]:
-        """f32 [B] of each held-out judge, by its name."""
-        prompts, responses = samples.batch.prompts, samples.responses
-        return {name: judge(prompts, responses) for name, judge in self.evaluation.judges.items()}
-
-    @property
-    def evaluation_seed(self) -> SamplingSeed:
-        """Equal in every run, so that methods are compared on equal random numbers."""
-        return SamplingSeed(base=self.evaluation.seed)
-
-    # validation: a fixed prompt set with fixed random numbers
-
-    def on_validation_epoch_start(self) -> None:
-        self._scores = ScoreSummary(self.evaluation.tail_levels).to(self.device)
-        self._responses = ResponseSummary(self.device)
-        self._judged = {name: MeanMetric().to(self.device) for name in self.evaluation.judges}
-
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Generate and score; the figures are logged when all prompts are in."""
-        with unsharded(self.actor):
-            samples = self.generate(batch, self.evaluation_seed)
-            kl = self._kl(samples)
-        self._scores.update(self.score(samples), samples.lengths)
-        stopped = [reason == "stop" for reason in finish_reasons(samples, self.actor.eos_token_ids)]
-        self._responses.update(samples.responses, torch.tensor(stopped, device=self.device), kl)
-        for name, scores in self.judge(samples).items():
-            self._judged[name].update(scores.to(self.device))
-
-    def on_validation_epoch_end(self) -> None:
-        judged = {f"judge/{name}/score_mean": metric.compute() for name, metric in self._judged.items()}
-        figures = self._scores.compute() | self._responses.compute() | judged
-        # the metrics are over all processes already; averaging equal numbers changes nothing
-        self.log_dict({f"val/{name}": value for name, value in figures.items()}, prog_bar=False, sync_dist=True)
-
-    # test and predict: the same files for every method
-
-    def on_test_epoch_start(self) -> None:
-        self._writer = self._new_writer(GENERATIONS)
-
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Generate, score, and write one line a response."""
-        self._write_generations(batch)
-
-    def on_test_epoch_end(self) -> None:
-        """Compute every number from the finished generations, print the table and write the results file."""
-        try:
-            with unsharded(self.actor), unsharded(self._separate_reference):
-                texts = self._human_texts()
-                perplexity = self._human_perplexity(texts)
-                if self._writer is None:
-                    return
-                identity = self.result_identity() | {"human_texts": texts_identity(texts)}
-            finished = self._writer.finish()
-            report(finished, identity, self.evaluation, perplexity | self._response_perplexity(finished))
-        except BaseException:
-            if self._writer is not None:
-                self._writer.discard()
-            raise
-
-    def on_predict_epoch_start(self) -> None:
-        self._writer = self._new_writer(PREDICTIONS)
-
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Generate and score for prompts of the user's own; one line a response."""
-        self._write_generations(batch)
-
-    def on_predict_epoch_end(self) -> None:
-        if self._writer is not None:
-            rank_zero_info(f"wrote {self._writer.close()}")
-
-    @property
-    def _run_folder(self) -> Path:
-        return Path(self.trainer.default_root_dir)
-
-    def _new_writer(self, name: str) -> GenerationWriter | None:
-        """Process 0 writes for all."""
-        if not self.trainer.is_global_zero:
-            return None
-        return GenerationWriter(self._run_folder / name, self.actor.eos_token_ids)
-
-    def _write_generations(self, batch: PromptBatch) -> None:
-        try:
-            with unsharded(self.actor):
-                draws = [self._complete(batch, draw) for draw in range(self.evaluation.completions)]
-            own = rows_by_prompt(draws, self._prompt_scores(batch), self.actor.eos_token_ids)
-            prompts = gather_items(own)
-            if self._writer is not None:
-                self._writer.write(prompts)
-        except BaseException:
-            if self._writer is not None:
-                self._writer.discard()
-            raise
-
-    def _complete(self, batch: PromptBatch, draw: int) -> Completions:
-        samples = self.generate(batch, replace(self.evaluation_seed, draw=draw))
-        return Completions(
-            samples=samples, scores=self.score(samples), kl=self._kl(samples), judges=self.judge(samples)
-        )
-
-    def perplexities(self, texts: Sequence[str]) -> Tensor:
-        """f32 [n], the perplexity of each text under the policy itself, whatever its responses are drawn with."""
-        return text_perplexities(self.actor, self.tokenizer, texts)
-
-    def _human_texts(self) -> Sequence[str]:
-        """Those of the data whose perplexity is reported (docs/method.md, section 4); empty where it has none."""
-        human_texts = getattr(getattr(self.trainer, "datamodule", None), "human_texts", None)
-        if human_texts is None or self.evaluation.perplexity_texts == 0:
-            return []
-        texts: Sequence[str] = human_texts()[: self.evaluation.perplexity_texts]
-        return texts
-
-    def _human_perplexity(self, texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        if not texts:
-            return {}
-        own = self.perplexities(texts[rank() :: world_size()])
-        return {"perplexity": torch.tensor(gather_items(own.tolist()), dtype=torch.float64).numpy()}
-
-    def _response_perplexity(self, finished: Path) -> dict[str, NDArray[np.float64]]:
-        """Of the responses just written, [n, k], under the judge that the configuration names."""
-        name = self.evaluation.perplexity_judge
-        if name is None:
-            return {}
-        judge = ResponsePerplexity(name, self.device)
-        return {"perplexity_generations": judge(read_rows(finished)).reshape(-1, self.evaluation.completions)}
-
-    def _kl(self, samples: Samples) -> Tensor:
-        """f32 [B], Σ_t log π − log π_ref, in nats."""
-        assert self.reference is not None
-        logratio = self.response_logprobs(samples) - self.reference.response_logprobs(samples, self.sampling)
-        return (logratio * samples.response_mask).sum(dim=1)
-
-    def response_logprobs(self, samples: Samples) -> Tensor:
-        """f32 [B, T], log-probability of each response token under the distribution that `generate` drew it from."""
-        return self.actor.response_logprobs(samples, self.sampling)
-
-    def _prompt_scores(self, batch: PromptBatch) -> Tensor:
-        """f32 [B], the reward of the prompts alone: the x-axis of every tail analysis (docs/method.md, section 3)."""
-        assert self.reward is not None
-        return self.reward(batch.prompts, [""] * len(batch))
+    # what is recorded
 
     def result_identity(self) -> dict[str, Any]:
         """What a result file says of the policy, the reward, the reference and the data."""
@@ -417,11 +243,6 @@ class LanguageModule(GuardedModule):
         copy = load_actor_critic(self.policy_config, self.tokenizer, torch.device("cpu"))
         copy.load_state_dict(state)
         return copy
-
-    @property
-    def _separate_reference(self) -> torch.nn.Module:
-        """The reference's own network; an empty one where it is the policy's."""
-        return self.reference.model if isinstance(self.reference, FrozenModel) else torch.nn.Identity()
 
     def _reference_sha256(self) -> str | None:
         """Of its weights, which are whole here; None where it is the policy's own network with its adapter off."""

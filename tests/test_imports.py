@@ -113,11 +113,12 @@ PLACES = (
     # 3: Lightning; data and callbacks know neither each other nor a method's module, only the modules' common base
     Place("lightning_rarlhf/cli_errors.py", 3),
     Place("lightning_rarlhf/guarded_module.py", 3),
+    Place("lightning_rarlhf/evaluated_module.py", 3, ("lightning_rarlhf/guarded_module.py",)),
     Place("lightning_rarlhf/strategies.py", 3),
     Place(
         "lightning_rarlhf/language_module.py",
         3,
-        ("lightning_rarlhf/guarded_module.py", "lightning_rarlhf/strategies.py"),
+        ("lightning_rarlhf/evaluated_module.py", "lightning_rarlhf/strategies.py"),
     ),
     Place("lightning_rarlhf/ppo_updater.py", 3),
     Place("lightning_rarlhf/reward_module.py", 3, ("lightning_rarlhf/guarded_module.py",)),
