@@ -227,7 +227,7 @@ def test_a_text_that_the_policy_rules_out_counts(tmp_path, monkeypatch):
     torch.nn.Module.__init__(module)
     module.actor = torch.nn.Identity()
     monkeypatch.setattr(LanguageModule, "device", torch.device("cpu"))
-    monkeypatch.setattr(LanguageModule, "log", lambda self, name, value: logged.update({name: value.item()}))
+    monkeypatch.setattr(LanguageModule, "log", lambda self, name, value, **options: logged.update({name: value.item()}))
     perplexity = {"a": 2.0, "b": 4.0, "": float("nan"), "c": float("inf"), "unwanted": 100.0}
     monkeypatch.setattr(
         LanguageModule, "perplexities", lambda self, texts: torch.tensor([perplexity[text] for text in texts])
