@@ -13,6 +13,7 @@ import torch
 from lightning_rarlhf.config import BackboneConfig
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import require_model
+from lightning_rarlhf.own_code import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,12 +30,9 @@ def load_classifier_tokenizer(name: str, revision: str | None = None) -> PreTrai
     from transformers import AutoTokenizer
 
     require_model(name, revision)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=revision, padding_side="right"
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: no tokenizer could be loaded ({_first_line(error)}); save one beside it") from error
+    tokenizer: PreTrainedTokenizerBase = load_pretrained(
+        AutoTokenizer, name, "a folder with a tokenizer", revision=revision, padding_side="right"
+    )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"{name}: its tokenizer has neither a pad nor an EOS token; set one and save it again")
@@ -53,20 +51,17 @@ def load_classifier(config: BackboneConfig, labels: Sequence[str], pad_token_id:
 
     require_model(config.pretrained, config.revision)
     names = dict(enumerate(labels))
-    try:
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            config.pretrained,
-            revision=config.revision,
-            dtype=torch.float32,
-            id2label=names,
-            label2id={label: number for number, label in names.items()},
-            problem_type="multi_label_classification",
-            ignore_mismatched_sizes=True,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{config.pretrained}: transformers cannot make a sequence classifier of it ({_first_line(error)})"
-        ) from error
+    model: PreTrainedModel = load_pretrained(
+        AutoModelForSequenceClassification,
+        config.pretrained,
+        "a network for a sequence classifier",
+        revision=config.revision,
+        dtype=torch.float32,
+        id2label=names,
+        label2id={label: number for number, label in names.items()},
+        problem_type="multi_label_classification",
+        ignore_mismatched_sizes=True,
+    )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = pad_token_id
     return model
@@ -99,14 +94,11 @@ def export_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 def _require_same_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, copy: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    reloaded = AutoModelForSequenceClassification.from_pretrained(copy, dtype=torch.float32).eval()
-    again = AutoTokenizer.from_pretrained(copy, padding_side="right")
+    what = "the copy that was written"
+    reloaded = load_pretrained(AutoModelForSequenceClassification, str(copy), what, dtype=torch.float32).eval()
+    again = load_pretrained(AutoTokenizer, str(copy), what, padding_side="right")
     model.eval()
     ours = model(**tokenizer(list(_PROBES), padding=True, return_tensors="pt").to(model.device)).logits.cpu()
     theirs = reloaded(**again(list(_PROBES), padding=True, return_tensors="pt")).logits
     if not torch.allclose(ours.float(), theirs, atol=1e-3):
         raise ModelError(f"export to {copy.name}: the reloaded copy scores differently; nothing was replaced")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

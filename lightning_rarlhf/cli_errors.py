@@ -20,6 +20,7 @@ _UNKNOWN = re.compile(
 )
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _PARSER_KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
+_GIVEN = "Given value: "
 _NOISE = (
     "Does not validate against",
     "Subtypes:",
@@ -98,15 +99,23 @@ def _keys_of_parser(parser: LightningArgumentParser) -> Iterator[str]:
 def _wrong_value(message: str) -> str | None:
     """``model.ppo.gamma: ...``: the chain of keys and the first reason below it."""
     keys: list[str] = []
-    for line in map(str.strip, message.splitlines()):
+    lines = list(map(str.strip, message.splitlines()))
+    for number, line in enumerate(lines):
         text = line.removeprefix("- ")
         found = _PARSER_KEY.search(text)
         if found:
             keys.append(found["key"])
             text = found["rest"]
         if keys and text and not text.startswith(_NOISE):
-            return f"{'.'.join(keys)}: {text}"
+            return f"{'.'.join(keys)}: {text}{_given(lines[number + 1 :], text)}"
     return None
+
+
+def _given(lines: list[str], reason: str) -> str:
+    """The value, where the reason does not hold it: jsonargparse names it after the last alternative's reason."""
+    value = next((line.removeprefix(_GIVEN) for line in lines if line.startswith(_GIVEN)), "")
+    plain = value and not value.startswith(("NestedArg(", "Namespace(", "{"))
+    return f", got {value}" if plain and value not in reason else ""
 
 
 def _first_line(message: str) -> str:

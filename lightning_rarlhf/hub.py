@@ -47,8 +47,8 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return before, revision
 
 
-def base_of_adapter(name: str, revision: str | None = None) -> str | None:
-    """The base model's name if `name` is a folder or hub id of a peft adapter; None if it is a model of its own.
+def base_of_adapter(name: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """Name and revision of the base if `name` is a folder or hub id of a peft adapter; None if it is no adapter.
 
     Raises:
         ModelError: an adapter that does not say what it was trained on.
@@ -62,10 +62,11 @@ def base_of_adapter(name: str, revision: str | None = None) -> str | None:
         found = find_adapter_config_file(name, revision=revision)
     if found is None or not Path(found).is_file():
         return None
-    base = json.loads(Path(found).read_text()).get("base_model_name_or_path")
+    settings = json.loads(Path(found).read_text(encoding="utf-8"))
+    base, pinned = settings.get("base_model_name_or_path"), settings.get("revision")
     if not base:
         raise ModelError(f"{name}: its {ADAPTER_FILE} names no base model; set base_model_name_or_path there")
-    return str(base)
+    return str(base), None if pinned is None else str(pinned)
 
 
 def require_reachable_dataset(repo_id: str, revision: str | None = None) -> None:

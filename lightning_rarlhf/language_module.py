@@ -220,6 +220,7 @@ class LanguageModule(EvaluatedModule):
             "policy": self.policy_config.pretrained,
             "policy_revision": self.policy_config.revision,
             "policy_commit": getattr(self.actor.lm.config, "_commit_hash", None),
+            "policy_base": self._adapters_base(),
             "policy_trust_remote_code": self.policy_config.trust_remote_code,
             "policy_sha256": weights_sha256(self.actor.lm),
             "checkpoint": self.trainer.ckpt_path,
@@ -254,6 +255,11 @@ class LanguageModule(EvaluatedModule):
         """What is to be known of the training that this module does (docs/results.md)."""
         steps = self.trainer.global_step
         return training_record(type(self).__name__, self.method_settings, seed=self.seed, steps=steps)
+
+    def _adapters_base(self) -> str | None:
+        """The model that the starting adapter stands on; None if the policy started from a model of its own."""
+        loaded = str(self.actor.lm.name_or_path)
+        return None if loaded in ("", self.policy_config.pretrained) else loaded
 
     def _training_of_weights(self) -> dict[str, Any] | None:
         """The training that the tested weights are of; None where it is not known, as of a model from elsewhere."""

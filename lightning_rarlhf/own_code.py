@@ -6,7 +6,11 @@ name an overlay puts in place of the one that was trusted.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from lightning_rarlhf.errors import ModelError, UserError
 
@@ -40,6 +44,30 @@ def trust(said: str | None, name: str, revision: str | None, key: str) -> None:
 def may_run_code(name: str, revision: str | None = None) -> bool:
     """Whether the user trusts the code of this very model and revision."""
     return (name, revision) in _trusted
+
+
+def load_pretrained(kind: Any, name: str, what: str, *, revision: str | None = None, **options: Any) -> Any:
+    """``kind.from_pretrained(name)``: the one door to what transformers and peft load.
+
+    Args:
+        kind: `AutoModelForCausalLM`, `AutoTokenizer`, `PeftModel`, ...
+        name: hub id or folder.
+        what: it should be, for a message: "a causal language model".
+        revision: of the hub.
+        options: passed on.
+
+    Raises:
+        ModelError: not there, damaged, of another kind, or with code that is not trusted.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        # transformers would ask on the terminal if trust_remote_code were left out
+        return kind.from_pretrained(name, revision=revision, trust_remote_code=may_run_code(name, revision), **options)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise load_failure(name, what, error) from error
 
 
 def load_failure(name: str, what: str, error: Exception) -> ModelError:

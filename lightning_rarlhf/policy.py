@@ -263,6 +263,11 @@ def _check_split(model: LanguageModel) -> None:
     mask = torch.ones_like(ids, dtype=torch.bool)
     direct = model.lm(input_ids=ids, attention_mask=mask.long()).logits
     split = model.head(model.trunk(ids, mask))
+    if not direct.isfinite().all():
+        raise ModelError(
+            f"{model.lm.name_or_path}: its logits are not finite: its weights hold NaN or infinities, or overflow in "
+            f"{str(direct.dtype).removeprefix('torch.')}; give another copy or an earlier checkpoint"
+        )
     if not torch.allclose(direct.float(), split.float(), rtol=1e-2, atol=1e-2):
         name = type(model.lm).__name__
         raise ModelError(f"{name} changes its logits after the output layer; this architecture is not supported")

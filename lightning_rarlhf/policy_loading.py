@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import START, add_adapter
-from lightning_rarlhf.own_code import load_failure, may_run_code
+from lightning_rarlhf.own_code import load_pretrained
 from lightning_rarlhf.policy import ActorCritic
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def load_causal_lm(config: PolicyConfig, device: torch.device | None = None) -> 
     if base is None:
         lm = _from_pretrained(config.pretrained, config.revision, config, device)
     else:
-        require_model(base)
-        lm = _with_adapter(_from_pretrained(base, None, config, device), config)
+        require_model(*base)
+        lm = _with_adapter(_from_pretrained(*base, config, device), config)
     if config.gradient_checkpointing:
         lm.activation_checkpointing_enable()
     return lm
@@ -51,7 +52,6 @@ def load_causal_lm(config: PolicyConfig, device: torch.device | None = None) -> 
 def _from_pretrained(
     name: str, revision: str | None, config: PolicyConfig, device: torch.device | None
 ) -> PreTrainedModel:
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {}
@@ -60,16 +60,10 @@ def _from_pretrained(
     if config.quantization is not None:
         options["quantization_config"] = _quantization(config)
         options["device_map"] = {"": device or torch.device("cpu")}
-    try:
-        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            dtype=getattr(torch, config.dtype),
-            trust_remote_code=may_run_code(name, revision),  # left out, transformers would ask on the terminal
-            **options,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise load_failure(name, "a causal language model", error) from error
+    options["dtype"] = getattr(torch, config.dtype)
+    lm: PreTrainedModel = load_pretrained(
+        AutoModelForCausalLM, name, "a causal language model", revision=revision, **options
+    )
     return lm
 
 
@@ -90,6 +84,7 @@ def _quantization(config: PolicyConfig) -> BitsAndBytesConfig:
 def _with_adapter(lm: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel:
     """`lm` with the adapter of the folder or hub id `config.pretrained`: merged, or frozen beside quantised weights."""
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     try:
         with warnings.catch_warnings():  # peft 0.21 asks for a name that transformers 5 deprecates
@@ -97,7 +92,7 @@ def _with_adapter(lm: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel:
                 "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
             )
             adapted = PeftModel.from_pretrained(lm, config.pretrained, adapter_name=START, revision=config.revision)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         line = str(error).strip().splitlines()[0]
         raise ModelError(f"{config.pretrained}: not an adapter that fits its base model ({line})") from error
     if config.quantization is None:

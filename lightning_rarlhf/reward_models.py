@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_rarlhf.config import DType, Judge
 from lightning_rarlhf.errors import ModelError, RewardError, ScoreError, first_few
 from lightning_rarlhf.hub import require_model
-from lightning_rarlhf.own_code import load_failure, may_run_code, trust
+from lightning_rarlhf.own_code import load_pretrained, trust
 from lightning_rarlhf.retries import RetryConfig, call_scorer
 
 if TYPE_CHECKING:
@@ -247,20 +247,16 @@ def _load_classifier(
     name: str, label: str | None, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int, int | None]:
     """Model, tokenizer, column of the label, and the most tokens that the model reads."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     require_model(name, options["revision"])
-    trusted = may_run_code(name, options["revision"])
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=options["revision"], padding_side="right", trust_remote_code=trusted
-        )
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            name, output_loading_info=True, trust_remote_code=trusted, **options
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise load_failure(name, "a sequence classifier", error) from error
+    revision = options["revision"]
+    tokenizer = load_pretrained(
+        AutoTokenizer, name, "a folder with a tokenizer", revision=revision, padding_side="right"
+    )
+    model, loading = load_pretrained(
+        AutoModelForSequenceClassification, name, "a sequence classifier", output_loading_info=True, **options
+    )
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ModelError(f"{name}: has no trained classification head (missing: {missing}); give a sequence classifier")

@@ -108,14 +108,16 @@ def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]
     )
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    from lightning_rarlhf.safe_shards import SafeLoadPlanner, SafeShardReader
+
     saved = _saved_weights(folder)
     require_trained(module, saved, adapted=adapted)
     weights = {name: value for name, value in get_model_state_dict(module).items() if name in saved}
-    load({_WEIGHTS: weights}, checkpoint_id=folder)
+    load({_WEIGHTS: weights}, storage_reader=SafeShardReader(folder), planner=SafeLoadPlanner())
     module.load_state_dict(weights, strict=not adapted)
     for number, optimizer in enumerate(optimizers):
         state = {f"optimizer_{number}": get_optimizer_state_dict(module, optimizer)}
-        load(state, checkpoint_id=folder)
+        load(state, storage_reader=SafeShardReader(folder), planner=SafeLoadPlanner())
         set_optimizer_state_dict(module, optimizer, optim_state_dict=state[f"optimizer_{number}"])
 
 
@@ -124,10 +126,10 @@ _WEIGHTS = "state_dict"
 
 def _saved_weights(folder: Path) -> dict[str, Tensor]:
     """Names and shapes of the weights in a folder of shards; refuses it if a file is missing."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from lightning_rarlhf.safe_shards import SafeShardReader
 
     try:
-        metadata = FileSystemReader(folder).read_metadata()
+        metadata = SafeShardReader(folder).read_metadata()
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {folder}: .metadata is missing; give another checkpoint") from error
     files = sorted({entry.relative_path for entry in (metadata.storage_data or {}).values()})
@@ -146,13 +148,19 @@ def _saved_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def whole_checkpoint(folder: Path) -> dict[str, Any]:
-    """The weights and optimizer states of a folder of shards, put together in the CPU memory of this process."""
+    """The weights and optimizer states of a folder of shards, put together in the CPU memory of this process.
+
+    Raises:
+        UserError: a part is missing, or its index is damaged.
+    """
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+    from lightning_rarlhf.safe_shards import SafeShardReader
+
+    _saved_weights(folder)  # torch would report what this finds in many lines
     state: dict[str, Any] = {}
-    reader = FileSystemReader(folder)
+    reader = SafeShardReader(folder)
     _load_state_dict(state, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(keys={_WEIGHTS}), no_dist=True)
     return state
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import require_model
-from lightning_rarlhf.own_code import may_run_code
+from lightning_rarlhf.own_code import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,14 +24,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     from transformers import AutoTokenizer
 
     require_model(name, revision)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=revision, padding_side="left", trust_remote_code=may_run_code(name, revision)
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{name}: no tokenizer could be loaded ({_first_line(error)}); save one beside the model"
-        ) from error
+    tokenizer: PreTrainedTokenizerBase = load_pretrained(
+        AutoTokenizer, name, "a folder with a tokenizer", revision=revision, padding_side="left"
+    )
     if len(tokenizer) < 2:  # transformers makes an empty one where a folder holds none
         raise ModelError(f"{name}: no tokenizer could be loaded (its vocabulary is empty); save one beside the model")
     if tokenizer.eos_token_id is None:
@@ -51,7 +46,3 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     dressed = list(tokenizer(probe)["input_ids"])
     starts = [at for at in range(len(dressed)) if dressed[at : at + len(bare)] == bare]
     return dressed[: starts[0]] if starts and bare else []
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -35,10 +39,32 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [{**row, "comment_text": row["comment_text"][:20]} for row in rows] if name == "short_texts" else rows
         write_csv(root / name / "train.csv", rows)
         write_csv(root / name / "test.csv", jigsaw_rows(20, 20, start=1000))
+    _break_models(root)
+    (root / "latin_1").mkdir()
+    (root / "latin_1" / "train.csv").write_bytes("id,comment_text,toxic\n1,caf\xe9,0\n".encode("latin-1"))
+    write_csv(root / "latin_1" / "test.csv", jigsaw_rows(5, 5))
     (root / "empty_file").mkdir()
     (root / "empty_file" / "train.csv").write_text("")
     write_csv(root / "empty_file" / "test.csv", jigsaw_rows(5, 5))
     return root
+
+
+def _break_models(root: Path) -> None:
+    """Model folders as a broken copy, a broken training or a stranger leaves them."""
+    for name in ("cut", "no_json", "nan", "own_code"):
+        shutil.copytree(root / "policy", root / name)
+    weights = root / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    (root / "no_json" / "config.json").write_text("{not json")
+    model = causal_lm("gpt2", context=64)
+    model.transformer.ln_f.bias.data.fill_(float("nan"))
+    model.save_pretrained(root / "nan")
+    config = json.loads((root / "own_code" / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.A", "AutoModelForCausalLM": "mine.B"}}
+    (root / "own_code" / "config.json").write_text(json.dumps(config))
+    (root / "own_code" / "mine.py").write_text("raise SystemExit('the code ran')\n")
+    shutil.copytree(root / "reward", root / "cut_reward")
+    (root / "cut_reward" / "model.safetensors").write_bytes(b"nothing")
 
 
 def arguments(world: Path, folder: Path) -> list[str]:
@@ -68,10 +94,19 @@ def not_a_number(prompts, responses):
     return [float("nan")] * len(responses)
 
 
+def raises(prompts, responses):
+    raise KeyError(prompts[0])
+
+
+def hangs(prompts, responses):
+    threading.Event().wait(60)
+
+
 def a_string(prompts, responses):
     return "good"
 
 
+CALLABLE = ["--model.reward", "CallableReward", "--model.reward.function"]
 SFT = ["--model", "SFTModule", "--data.purpose", "sft", "--trainer.callbacks", "[]"]
 
 CASES = {
@@ -165,11 +200,77 @@ CASES = {
         ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_bad_input.a_string"],
         r"a_string: returned a string; expected 8 numbers",
     ),
+    "reward that raises": (
+        [*CALLABLE, "tests.test_bad_input.raises", "--model.reward.retry.backoff", "0"],
+        r"raises: failed 3 times \(KeyError in test_bad_input\.py:\d+\) on 8 of 8 .*prompts in the data: \d+,",
+    ),
+    "reward that hangs": (
+        [
+            *(*CALLABLE, "tests.test_bad_input.hangs", "--model.reward.retry.timeout", "0.1"),
+            *("--model.reward.retry.attempts", "1"),
+        ],
+        r"hangs: failed 1 times \(took more than 0.1 s\) on 8 of 8 responses",
+    ),
+    "no attempt": (
+        [*CALLABLE, "tests.test_bad_input.raises", "--model.reward.retry.attempts", "0"],
+        r"attempts: .*0 does not conform to restriction v>0",
+    ),
+    "unknown way to fail": (["--model.guard.on_failure", "ignore"], r"on_failure: .*'stop', 'skip'.*ignore"),
+    "no skips": (["--model.guard.max_skips", "0"], r"max_skips: .*0 does not conform"),
+    "negative target KL": (
+        ["--model.ppo.target_kl", "-1"],
+        r"target_kl: .*does not conform .*v>0.* got -1",
+    ),
+    "ratio of 0": (["--model.ppo.max_ratio", "0"], r"max_ratio: .*0"),
+    "broken weights": (
+        ["--model.policy.pretrained", "{world}/nan"],
+        r"nan: its logits are not finite: its weights hold NaN or infinities",
+    ),
+    "cut weights": (["--model.policy.pretrained", "{world}/cut"], r"cut: not a causal language model that"),
+    "cut reward": (["--model.reward.pretrained", "{world}/cut_reward"], r"cut_reward: not a sequence classifier that"),
+    "config that is no JSON": (["--model.policy.pretrained", "{world}/no_json"], r"no_json: "),
+    "code of a model": (
+        ["--model.policy.pretrained", "{world}/own_code"],
+        r"own_code: ships code of its own, which is not run",
+    ),
+    "trust in another model": (
+        ["--model.policy.trust_remote_code", "owner/model"],
+        r"policy\.trust_remote_code: got 'owner/model', expected the name of the model whose code may run, '.*policy'",
+    ),
+    "trust without a commit": (
+        [
+            "--model.policy.pretrained",
+            "a/b",
+            "--model.policy.trust_remote_code",
+            "a/b",
+            "--model.policy.revision",
+            "v1",
+        ],
+        r"the code of a/b can change .*revision: v1.*pin the revision to the commit",
+    ),
+    "pinned reference out of reach": (
+        ["--model.reference", "someone/unknown@v1"],
+        r"someone/unknown'?: .*local folder",
+    ),
+    "checkpoint at an address": (["--ckpt_path", "https://host/last.ckpt"], r"no such checkpoint"),
+    "checkpoints with code": (["--weights_only", "false"], r"unknown key 'weights_only'"),
+    "latin-1": (["--data.path", "{world}/latin_1"], r"train\.csv: cannot be read .*UTF-8"),
     "reward that is not there": (
         ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_bad_input.nothing"],
         r"'tests.test_bad_input.nothing' cannot be imported",
     ),
 }
+
+
+def former_outputs(folder: Path) -> dict[Path, bytes]:
+    """Files of an earlier run, whose names the next one would write to; their contents."""
+    names = ("results.json", "generations.jsonl", "predictions.jsonl", "huggingface/config.json", "old/last.ckpt")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"the former {name}")
+    return {folder / name: (folder / name).read_bytes() for name in names}
+
+
 CRASHES = {"reward of NaN"}
 """mistakes that only training can find; the batch that it happened in is kept"""
 
@@ -177,15 +278,16 @@ CRASHES = {"reward of NaN"}
 @pytest.mark.parametrize("name", CASES)
 def test_one_line_and_exit_status_2(world, tmp_path, capfd, name):
     extra, message = CASES[name]
+    before = former_outputs(tmp_path)
     with pytest.raises(SystemExit) as caught:
         train.main([*arguments(world, tmp_path), *(part.format(world=world) for part in extra)])
     assert caught.value.code == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    import re
-
     assert re.search(message, errors[0]), errors[0]
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and "lightning_logs" not in path.parts}
+    assert {path: path.read_bytes() for path in before} == before
+    files = {path for path in tmp_path.rglob("*") if path.is_file() and "lightning_logs" not in path.parts}
+    left = {path.name for path in files - before.keys()}
     assert left == ({"crash.json", "tensors.safetensors"} if name in CRASHES else set())
 
 

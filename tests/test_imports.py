@@ -51,19 +51,28 @@ PLACES = (
     ),
     # 1: models, and what talks to them
     Place("lightning_rarlhf/hub.py", 1),
-    Place("lightning_rarlhf/own_code.py", 0, ("lightning_rarlhf/errors.py",)),
+    Place("lightning_rarlhf/own_code.py", 1),
     Place("lightning_rarlhf/kl_control.py", 1),
-    Place("lightning_rarlhf/classifier.py", 1, ("lightning_rarlhf/hub.py",)),
-    Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py",)),
+    Place("lightning_rarlhf/classifier.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py")),
+    Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py")),
     Place("lightning_rarlhf/policy.py", 1),
     Place("lightning_rarlhf/lora.py", 1, ("lightning_rarlhf/policy.py",)),
     Place(
         "lightning_rarlhf/policy_loading.py",
         1,
-        ("lightning_rarlhf/hub.py", "lightning_rarlhf/lora.py", "lightning_rarlhf/policy.py"),
+        (
+            "lightning_rarlhf/hub.py",
+            "lightning_rarlhf/lora.py",
+            "lightning_rarlhf/own_code.py",
+            "lightning_rarlhf/policy.py",
+        ),
     ),
     Place("lightning_rarlhf/retries.py", 1),
-    Place("lightning_rarlhf/reward_models.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/retries.py")),
+    Place(
+        "lightning_rarlhf/reward_models.py",
+        1,
+        ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py", "lightning_rarlhf/retries.py"),
+    ),
     Place("lightning_rarlhf/sampling.py", 1, ("lightning_rarlhf/policy.py",)),
     Place("lightning_rarlhf/policy_rules.py", 1),
     Place(
@@ -75,7 +84,8 @@ PLACES = (
     # 2: the phases of an iteration, and what is made of a run; usable from a notebook, without Lightning
     Place("lightning_rarlhf/rollout.py", 2),
     Place("lightning_rarlhf/distributed.py", 2),
-    Place("lightning_rarlhf/sharding.py", 2),
+    Place("lightning_rarlhf/safe_shards.py", 2),
+    Place("lightning_rarlhf/sharding.py", 2, ("lightning_rarlhf/safe_shards.py",)),
     Place("lightning_rarlhf/guards.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/sharding.py")),
     Place("lightning_rarlhf/crash_bundle.py", 2),
     Place("lightning_rarlhf/ppo_update.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/guards.py")),

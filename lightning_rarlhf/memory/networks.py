@@ -11,6 +11,7 @@ from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import add_adapter, linear_layers
+from lightning_rarlhf.own_code import load_pretrained
 from lightning_rarlhf.policy import ActorCritic
 
 if TYPE_CHECKING:
@@ -99,8 +100,5 @@ def _config(name: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     require_model(name, revision)
-    base = base_of_adapter(name, revision)
-    try:
-        return AutoConfig.from_pretrained(base or name, revision=None if base else revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: its configuration cannot be read ({str(error).splitlines()[0]})") from error
+    base, pinned = base_of_adapter(name, revision) or (name, revision)
+    return load_pretrained(AutoConfig, base, "a model's configuration", revision=pinned)
