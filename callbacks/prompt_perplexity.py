@@ -7,11 +7,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torchmetrics import MeanMetric
 
 from lightning_rarlhf.data_types import PromptBatch
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.metrics import TextPerplexity
 from lightning_rarlhf.sharding import unsharded
 
 
@@ -27,7 +27,7 @@ class PromptPerplexity(Callback):
         """Refuse modules that are no language model; begin anew."""
         if not isinstance(pl_module, LanguageModule):
             raise UserError(f"PromptPerplexity: {type(pl_module).__name__} is no LanguageModule; take the callback out")
-        self._mean = MeanMetric().to(pl_module.device)
+        self._perplexity = TextPerplexity().to(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -45,8 +45,8 @@ class PromptPerplexity(Callback):
         prompts = [text for text, label in zip(batch.prompts, batch.labels.tolist(), strict=True) if label != 0]
         with unsharded(pl_module.actor):
             found = pl_module.perplexities(prompts) if prompts else torch.empty(0)
-        self._mean.update(found[~found.isnan()].to(pl_module.device))
+        self._perplexity.update(found)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the mean over all processes' prompts, NaN where none has a token."""
-        pl_module.log("val/perplexity", self._mean.compute(), sync_dist=True)
+        pl_module.log("val/perplexity", self._perplexity.compute(), sync_dist=True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
@@ -18,7 +17,6 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluation import report
 from lightning_rarlhf.generations import Completions, GenerationWriter, read_rows, rows_by_prompt
 from lightning_rarlhf.guarded_module import GuardedModule
-from lightning_rarlhf.metrics import ResponseSummary, ScoreSummary
 from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, Reference
 from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, texts_identity
@@ -26,6 +24,7 @@ from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import score
 from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, finish_reasons, sample
 from lightning_rarlhf.sharding import unsharded
+from lightning_rarlhf.validation import ValidationSummary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,24 +88,25 @@ class EvaluatedModule(GuardedModule):
     # validation: a fixed prompt set with fixed random numbers
 
     def on_validation_epoch_start(self) -> None:
-        self._scores = ScoreSummary(self.evaluation.tail_levels).to(self.device)
-        self._responses = ResponseSummary(self.device)
-        self._judged = {name: MeanMetric().to(self.device) for name in self.evaluation.judges}
+        self._validation = ValidationSummary(self.evaluation, self.device)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Generate and score; the figures are logged when all prompts are in."""
         with unsharded(self.actor):
             samples = self.generate(batch, self.evaluation_seed)
             kl = self._kl(samples)
-        self._scores.update(self.score(samples), samples.lengths)
         stopped = [reason == "stop" for reason in finish_reasons(samples, self.actor.eos_token_ids)]
-        self._responses.update(samples.responses, torch.tensor(stopped, device=self.device), kl)
-        for name, scores in self.judge(samples).items():
-            self._judged[name].update(scores.to(self.device))
+        self._validation.update(
+            samples,
+            self.score(samples),
+            stopped=torch.tensor(stopped, device=self.device),
+            kl=kl,
+            judges=self.judge(samples),
+            prompt_scores=self._prompt_scores(batch) if self._validation.needs_prompt_scores else None,
+        )
 
     def on_validation_epoch_end(self) -> None:
-        judged = {f"judge/{name}/score_mean": metric.compute() for name, metric in self._judged.items()}
-        figures = self._scores.compute() | self._responses.compute() | judged
+        figures = self._validation.compute()
         # the metrics are over all processes already; averaging equal numbers changes nothing
         self.log_dict({f"val/{name}": value for name, value in figures.items()}, prog_bar=False, sync_dist=True)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_rarlhf.functional.perplexity import text_perplexity
 from lightning_rarlhf.functional.risk import cvar
 from lightning_rarlhf.functional.tail_reward import lowest_reward, tail_reward
 from lightning_rarlhf.functional.text import distinct_ngrams, repetition_rate
@@ -135,16 +134,16 @@ class RepetitionRate(_Mean):
 
 
 class TextPerplexity(_Mean):
-    """Perplexity per text, the mean over texts; a text without a token is left out.
+    """Mean over texts of each text's perplexity; a text without a token is left out.
 
     `torchmetrics.text.Perplexity` pools all tokens first, which is another figure.
     """
 
     higher_is_better = False
 
-    def update(self, logprobs: Tensor, mask: Tensor) -> None:
-        """Add one batch: log-probabilities f32 [B, S] of the texts' tokens, bool [B, S] True = a token that counts."""
-        self._add(text_perplexity(logprobs, mask))
+    def update(self, perplexities: Tensor) -> None:
+        """Add one batch: f32 [B], what `functional.perplexity.text_perplexity` gives; NaN = without a token."""
+        self._add(perplexities)
 
 
 class ExpectedMaximumToxicity(_Mean):

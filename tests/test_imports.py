@@ -93,6 +93,7 @@ PLACES = (
     Place("lightning_rarlhf/quark_pool.py", 2),
     Place("lightning_rarlhf/quark_batch.py", 2, ("lightning_rarlhf/quark_pool.py",)),
     Place("lightning_rarlhf/metrics.py", 2),
+    Place("lightning_rarlhf/validation.py", 2, ("lightning_rarlhf/metrics.py",)),
     Place("lightning_rarlhf/perplexity.py", 2),
     Place("lightning_rarlhf/generations.py", 2, ("lightning_rarlhf/metrics.py",)),
     Place("lightning_rarlhf/results_file.py", 2),

@@ -39,8 +39,9 @@ def data():
         "scores": torch.randn(ROWS, generator=generator),
         "prompt_scores": torch.randn(ROWS, generator=generator),
         "completion_scores": torch.randn(ROWS, 3, generator=generator),
-        "logprobs": -torch.rand(ROWS, 6, generator=generator),
-        "mask": torch.rand(ROWS, 6, generator=generator) < 0.6,
+        "perplexities": text_perplexity(
+            -torch.rand(ROWS, 6, generator=generator), torch.rand(ROWS, 6, generator=generator) < 0.3
+        ),
         "lengths": torch.arange(ROWS),
     }
 
@@ -62,8 +63,8 @@ CASES = {
     ),
     "perplexity": (
         TextPerplexity,
-        ("logprobs", "mask"),
-        lambda d: text_perplexity(d["logprobs"], d["mask"]).nanmean().item(),
+        ("perplexities",),
+        lambda d: d["perplexities"].nanmean().item(),
     ),
     "maximum": (
         ExpectedMaximumToxicity,

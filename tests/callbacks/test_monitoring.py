@@ -11,6 +11,7 @@ import yaml
 import train
 from callbacks import PromptPerplexity
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.quickstart.tiny_policy import write_tiny_policy
 from tests.callbacks.scripted import fit
 
@@ -127,6 +128,47 @@ def test_the_guard_and_its_perplexity(run, caplog):
     refused = [line for line in caplog.text.splitlines() if "not a candidate" in line]
     assert len(refused) == guarded["refused"]
     assert bool(kept) == (guarded["refused"] < 6)
+
+
+def test_validation_logs_hard_prompts_and_toxicity_where_they_are_set_up(run, monkeypatch):
+    """The figures that `test` gives of the same responses: one a prompt, drawn with equal random numbers."""
+    from lightning_rarlhf.quickstart.grammar import sentiment
+
+    logged: list[dict[str, float]] = []
+    monkeypatch.setattr(
+        "callbacks.drift_alarm.DriftAlarm.on_validation_end",
+        lambda self, trainer, module: logged.append({k: float(v) for k, v in trainer.callback_metrics.items()}),
+    )
+    judge = {"class_path": "CallableReward", "init_args": {"function": "tests.callbacks.test_monitoring.opposite"}}
+    evaluation = {"tail_thresholds": [-0.25, -1e9], "toxicity_of": "opposite", "judges": {"opposite": judge}}
+    alarm = {"class_path": "DriftAlarm", "init_args": {"judge": "val/judge/opposite/score_mean"}}
+    overlay = {"model": {"init_args": {"evaluation": evaluation}}, "trainer": {"callbacks": [alarm]}}
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(LanguageModule, "score", watching(LanguageModule.score, seen))
+    run(overlay, *STILL, "--trainer.max_steps", "1", "--trainer.val_check_interval", "1")
+    (figures,) = logged
+    prompts, responses = zip(*seen[-20:], strict=True)
+    scores, alone = torch.tensor(sentiment(prompts, responses)), torch.tensor(sentiment(prompts, [""] * 20))
+    assert 0 < (alone <= -0.25).sum() < 20
+    assert figures["val/score_tail_le_-0.25"] == pytest.approx(scores[alone <= -0.25].mean().item(), rel=1e-5)
+    assert "val/score_tail_le_-1e+09" not in figures  # no prompt scores so low
+    assert figures["val/toxicity_probability"] == pytest.approx((scores >= 0).float().mean().item())
+    assert figures["val/expected_max_toxicity"] == pytest.approx(scores.float().sigmoid().mean().item(), rel=1e-5)
+
+
+def opposite(prompts, responses):
+    """A judge of its own taste: what the reward likes is toxic to it."""
+    from lightning_rarlhf.quickstart.grammar import sentiment
+
+    return [-value for value in sentiment(prompts, responses)]
+
+
+def watching(score, seen):
+    def watched(self, samples):
+        seen.extend(zip(samples.batch.prompts, samples.responses, strict=True))
+        return score(self, samples)
+
+    return watched
 
 
 def test_perplexity_is_that_of_the_wanted_prompts(run, monkeypatch):
