@@ -132,10 +132,10 @@ def test_a_language_model_can_be_the_backbone_and_the_loss_is_bradley_terrys(tmp
 def test_a_fit_resumes(backbone, tmp_path):
     data = write_csv(tmp_path / "labelled.csv", texts(120))
     config = ["--config", str(ROOT / "configs" / "reward" / "labels.yaml"), "--data.path", str(data)]
-    config += ["--data.label_columns", "[toxic]", "--trainer.max_steps", "6", *common(backbone, tmp_path / "run"), *FIT]
-    train.main(["fit", *config, "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1"])
+    config += ["--data.label_columns", "[toxic]", *common(backbone, tmp_path / "run"), *FIT]
+    train.main(["fit", *config, "--trainer.max_steps", "2"])
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
-    train.main(["fit", *config, "--ckpt_path", "last"])
+    train.main(["fit", *config, "--trainer.max_steps", "6", "--ckpt_path", "last"])
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
 
 
