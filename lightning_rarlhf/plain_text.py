@@ -12,8 +12,8 @@ _CONTROL = re.compile(
 """C0 and C1 controls but tab and line feed (an escape sequence can repaint a terminal), line separators that are not
 \\n, marks that turn the direction of writing (a line can then read otherwise than it is), halves of surrogate pairs"""
 _MARKUP = str.maketrans({"<": "(", ">": ")", "`": "'", "|": "/", "\n": " ", "\t": " "})
-_FORMULA = ("=", "+", "-", "@")
-"""with one of these in front, a cell of a CSV file is run by a spreadsheet"""
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""with one of these in front (the last four are full width), a cell of a CSV file is run by a spreadsheet"""
 
 
 def visible(text: str) -> str:

@@ -94,6 +94,26 @@ def test_no_secret_is_written_and_everything_that_is_written_can_be_read_safely(
     assert "https://[redacted]@host/[redacted]" in config
 
 
+def test_a_crash_bundle_and_the_error_hold_no_secret(world, tmp_path, monkeypatch, capfd):  # noqa: F811
+    monkeypatch.setenv("HF_TOKEN", "0123456789-a-token-of-no-known-shape")
+    folder = tmp_path / "run"
+    function = "tests.test_bad_input.not_a_number"
+    secret = [
+        *("--model.reward", "CallableReward", "--model.reward.function", function),
+        *("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(folder)),
+        *("--trainer.logger.name", f"token={TOKEN}", "--trainer.logger.prefix", "0123456789-a-token-of-no-known-shape"),
+        *("--trainer.profiler", "SimpleProfiler", "--trainer.profiler.filename", "ftp://me:swordfish@host/x"),
+    ]
+    line = refused([*arguments(world, folder), *secret], capfd)
+    assert "its batch is in" in line
+    bundle = next(folder.rglob("crash.json"))
+    facts = json.loads(bundle.read_text())
+    assert facts["config"].count("[redacted]") >= 3
+    for text in (line, bundle.read_text(), (bundle.parent / "tensors.safetensors").read_bytes().decode("latin-1")):
+        for word in (TOKEN, "swordfish", "0123456789-a-token"):
+            assert word not in text
+
+
 def test_a_name_that_would_act_on_the_terminal_is_spelt_out(world, tmp_path, capfd):  # noqa: F811
     name = "no\x1b[31m\u202esuch\nfolder"
     line = refused([*arguments(world, tmp_path), "--model.policy.pretrained", f"./{name}"], capfd)
