@@ -6,9 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -19,6 +17,7 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluation import report
 from lightning_rarlhf.generations import Completions, GenerationWriter, read_rows, rows_by_prompt
 from lightning_rarlhf.guarded_module import GuardedModule
+from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, Reference
 from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, texts_identity
@@ -33,14 +32,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-
-
-class _DiscardUnfinished(Callback):
-    """An evaluation that fails anywhere, in its data loader as well, leaves no unfinished file."""
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        assert isinstance(pl_module, EvaluatedModule)
-        pl_module.discard_unfinished()
 
 
 class EvaluatedModule(GuardedModule):
@@ -71,19 +62,13 @@ class EvaluatedModule(GuardedModule):
         """What a result file says of the policy, the reward, the reference and the data (docs/results.md)."""
         raise NotImplementedError
 
-    def configure_callbacks(self) -> list[Callback]:
-        return [_DiscardUnfinished()]
-
-    def discard_unfinished(self) -> None:
-        """Remove the file that this process is writing, if there is one."""
-        if self._writer is not None:
-            self._writer.discard()
-
     # sampling and scoring
 
     def generate(self, batch: PromptBatch, seed: SamplingSeed) -> Samples:
         """Draw one response a prompt from the current policy."""
-        decoder = CachedDecoder(self.actor, keep_hidden=self.actor.samples_exactly)
+        # a reference on the actor's own trunk makes a full pass: old log-probabilities by the same pass differ by 0
+        exact = self.actor.samples_exactly and not isinstance(self.reference, WithoutAdapter)
+        decoder = CachedDecoder(self.actor, keep_hidden=exact)
         samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, self.actor.eos_token_ids)
         return replace(samples, hidden=decoder.hidden())
 
@@ -139,14 +124,19 @@ class EvaluatedModule(GuardedModule):
 
     def on_test_epoch_end(self) -> None:
         """Compute every number from the finished generations, print the table and write the results file."""
-        with unsharded(self.actor), unsharded(self._separate_reference):
-            texts = self._human_texts()
-            perplexity = self._human_perplexity(texts)
-            if self._writer is None:
-                return
-            identity = self.result_identity() | {"human_texts": texts_identity(texts)}
-        finished = self._writer.finish()
-        report(finished, identity, self.evaluation, perplexity | self._response_perplexity(finished))
+        try:
+            with unsharded(self.actor), unsharded(self._separate_reference):
+                texts = self._human_texts()
+                perplexity = self._human_perplexity(texts)
+                if self._writer is None:
+                    return
+                identity = self.result_identity() | {"human_texts": texts_identity(texts)}
+            finished = self._writer.finish()
+            report(finished, identity, self.evaluation, perplexity | self._response_perplexity(finished))
+        except BaseException:
+            if self._writer is not None:
+                self._writer.discard()
+            raise
 
     def on_predict_epoch_start(self) -> None:
         self._writer = self._new_writer(PREDICTIONS)
@@ -170,12 +160,17 @@ class EvaluatedModule(GuardedModule):
         return GenerationWriter(self._run_folder / name, self.actor.eos_token_ids)
 
     def _write_generations(self, batch: PromptBatch) -> None:
-        with unsharded(self.actor):
-            draws = [self._complete(batch, draw) for draw in range(self.evaluation.completions)]
-        own = rows_by_prompt(draws, self._prompt_scores(batch), self.actor.eos_token_ids)
-        prompts = gather_items(own)
-        if self._writer is not None:
-            self._writer.write(prompts)
+        try:
+            with unsharded(self.actor):
+                draws = [self._complete(batch, draw) for draw in range(self.evaluation.completions)]
+            own = rows_by_prompt(draws, self._prompt_scores(batch), self.actor.eos_token_ids)
+            prompts = gather_items(own)
+            if self._writer is not None:
+                self._writer.write(prompts)
+        except BaseException:
+            if self._writer is not None:
+                self._writer.discard()
+            raise
 
     def _complete(self, batch: PromptBatch, draw: int) -> Completions:
         samples = self.generate(batch, replace(self.evaluation_seed, draw=draw))

@@ -30,7 +30,7 @@ from lightning_rarlhf.resume import reapply_settings, settings_of
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import require_room
 from lightning_rarlhf.sharding import whole_state
-from lightning_rarlhf.strategies import divide, require_same_seed, require_supported
+from lightning_rarlhf.strategies import divide, require_same_seed, require_supported, usable
 from lightning_rarlhf.tokenizer import load_tokenizer
 from lightning_rarlhf.trained_weights import only_trained, require_trained
 
@@ -164,7 +164,8 @@ class LanguageModule(EvaluatedModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer that the configuration names, over what is trained."""
-        optimizer = self.make_optimizer([p for p in self.trained_network.parameters() if p.requires_grad])
+        trained = [p for p in self.trained_network.parameters() if p.requires_grad]
+        optimizer = usable(self.make_optimizer(trained), self.trainer)
         self._optimizer_settings = settings_of(optimizer)
         return optimizer
 

@@ -17,6 +17,8 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.sharding import load_shards, shard
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from lightning_rarlhf.policy import LanguageModel
 
 _META = "meta.pt"
@@ -135,6 +137,18 @@ def divide(network: LanguageModel, trainer: pl.Trainer) -> None:
     if isinstance(trainer.strategy, FSDP2Strategy):
         mesh = trainer.strategy.device_mesh["data_parallel"]
         shard(network, mesh, forward_methods=("response_logprobs", "text_logprobs"))
+
+
+def usable(optimizer: Optimizer, trainer: pl.Trainer) -> Optimizer:
+    """`optimizer`, without a fused kernel that torch has for whole weights only, where they are sharded.
+
+    `fused` is a matter of speed and comes from the configuration's default optimizer, also for one named over it.
+    """
+    if isinstance(trainer.strategy, FSDP2Strategy) and not isinstance(optimizer, torch.optim.Adam):
+        for settings in (optimizer.defaults, *optimizer.param_groups):
+            if settings.get("fused"):
+                settings["fused"] = None
+    return optimizer
 
 
 def _remove(path: Path) -> None:

@@ -173,8 +173,8 @@ def test_a_checkpoint_of_another_policy_is_refused_by_name(world, policy_folders
     torch.save(content, tmp_path / "lacking.ckpt")
     cases = (
         (tmp_path / "lacking.ckpt", [], f"lacks {lost}"),
-        (file, ["--model.policy.lora.r", "4"], "of another shape"),
-        (file, ["--model.policy", '{"lora": null}'], "has unknown|lacks"),
+        (file, ["--model.policy.lora.r", "4", "--resume_changed", "true"], "of another shape"),
+        (file, ["--model.policy", '{"lora": null}', "--resume_changed", "true"], "has unknown|lacks"),
     )
     for path, more, line in cases:
         with pytest.raises(SystemExit):

@@ -47,6 +47,7 @@ def test_at_the_start_the_reference_is_the_policy_to_the_bit(policy_folders, fam
     reference = WithoutAdapter(actor)
     assert torch.equal(actor.response_logprobs(samples, PLAIN), alone)
     assert torch.equal(reference.response_logprobs(samples, PLAIN), alone)
+    assert torch.equal(actor.statistics(samples, PLAIN).logprobs, alone)
     train_a_little(actor)
     assert torch.equal(reference.response_logprobs(samples, PLAIN), alone)
     assert not torch.allclose(actor.response_logprobs(samples, PLAIN), alone, atol=1e-2)

@@ -174,6 +174,8 @@ def test_the_runs_that_are_compared_learned_something(runs):
     for scenario in ("full", "lora"):
         moved = runs.weights(scenario, "alone")
         assert max((moved[name] - start[name]).abs().max() for name in start) > 1e-3
+    started = [runs.metrics(name, "alone")[0]["objective/kl"] for name in ("full", "lora")]
+    assert started == [pytest.approx(0, abs=1e-4), 0.0]  # one network with LoRA: to the bit
     iterations = [row for row in runs.metrics("full", "alone") if "risk/tail_size" in row]
     assert [row["risk/tail_size"] for row in iterations] == [7, 5, 3, 3]
     assert iterations[-1]["risk/tail_score_mean"] < -2  # all of the tail lies on process 0
