@@ -1,6 +1,7 @@
 """What decoding-time methods cost: each method's time for a batch against the sum of its parts', turn by turn.
 
     python -m benchmarks.decoding --pairs 5
+    python -m benchmarks.decoding --clock cpu      # seconds of this process alone, for a machine that others use too
 
 The parts are plain cached decoding loops of the same number of tokens, one for each forward pass per token that the
 method states. Networks are random, of GPT-2's architecture; every response is cut at the same length.
@@ -33,6 +34,9 @@ from lightning_rarlhf.sampling import SamplingSeed
 from lightning_rarlhf.tokenizer import load_tokenizer
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
 def main() -> None:
     """Parse the shapes, measure, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,17 +50,24 @@ def main() -> None:
         "pairs": 5,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--methods", default="", metavar="A,B", help="class names; none = all")
     shape = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         host, methods = prepare(Path(folder), shape)
         plain = Plain()
         plain.load(host)
         print(f"{shape.layers} layers x {shape.width}, V = {shape.vocabulary}, B = {shape.batch}, ", end="")
-        print(f"{shape.prompt} + {shape.tokens} tokens, {torch.get_num_threads()} threads, {host.device}")
+        print(
+            f"{shape.prompt} + {shape.tokens} tokens, {torch.get_num_threads()} threads, {host.device}, {shape.clock} time"
+        )
         print(f"{'method':12} {'passes':>6} {'measured':>8} {'parts s':>8} {'method s':>8} {'ratio':>6}  (medians)")
+        wanted = [name for name in shape.methods.split(",") if name]
         for method in methods:
+            if wanted and type(method).__name__ not in wanted:
+                continue
             method.load(host)
-            print_row(method, plain, prompts(shape), shape.pairs)
+            print_row(method, plain, prompts(shape), shape.pairs, CLOCKS[shape.clock])
 
 
 def prepare(folder: Path, shape: argparse.Namespace) -> tuple[Host, list[DecodingMethod]]:
@@ -124,25 +135,27 @@ def prompts(shape: argparse.Namespace) -> PromptBatch:
     )
 
 
-def print_row(method: DecodingMethod, plain: DecodingMethod, batch: PromptBatch, pairs: int) -> None:
+def print_row(
+    method: DecodingMethod, plain: DecodingMethod, batch: PromptBatch, pairs: int, clock: Callable[[], float]
+) -> None:
     """Time method and parts in turn, so that a busy machine slows both; the first turn warms up."""
     passes = round(method.forward_passes_per_token)
     seed = SamplingSeed(base=0)
     turns = []
     for _ in range(pairs + 1):
-        parts = sum(seconds(lambda: plain.draw(batch, seed)) for _ in range(passes))
-        turns.append((parts, seconds(lambda: method.draw(batch, seed))))
+        parts = sum(seconds(lambda: plain.draw(batch, seed), clock) for _ in range(passes))
+        turns.append((parts, seconds(lambda: method.draw(batch, seed), clock)))
     parts, whole = (statistics.median(column) for column in zip(*turns[1:], strict=True))
     ratio = statistics.median(whole / parts for parts, whole in turns[1:])
     name, measured = type(method).__name__, method.passes.per_token
     print(f"{name:12} {passes:6} {measured:8.3f} {parts:8.2f} {whole:8.2f} {ratio:6.2f}", flush=True)
 
 
-def seconds(draw: Callable[[], Samples]) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
+def seconds(draw: Callable[[], Samples], clock: Callable[[], float]) -> float:
+    """Time of one call."""
+    start = clock()
     draw()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_rarlhf.compare.runner import alone, run_stages, state_of, train
-from lightning_rarlhf.compare.stages import METHODS, Settings, Stage, plan, report_command
+from lightning_rarlhf.compare.stages import METHODS, Settings, Stage, plan, report_commands
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_line_parser import OneLineParser
 from lightning_rarlhf.report.__main__ import main as report
@@ -78,8 +78,7 @@ def _show(stages: Sequence[Stage]) -> None:
 
 
 def _report(settings: Settings) -> int:
-    command = report_command(settings)
-    return report(command) if command else 0
+    return max((report(command) for command in report_commands(settings)), default=0)
 
 
 def _say(line: str) -> None:

@@ -114,10 +114,11 @@ _DECODING = (
     ),
 )
 
+_POLICY = "base"
 # {task} is the task's name. The order is that of the report.
 METHODS = (
     Method(name="sft", label="SFT", fit="sft/{task}.yaml", complete=True, starts_from=None),
-    Method(name="base", label="base", starts_from=None),
+    Method(name=_POLICY, label="base", starts_from=None),
     *_DECODING,
     Method(name="rlhf", label="RLHF", fit="rlhf/{task}.yaml", seeded=True),
     Method(name="rarlhf", label="RA-RLHF", fit="{task}.yaml", complete=True, seeded=True),
@@ -194,14 +195,31 @@ def plan(settings: Settings) -> list[Stage]:
     return stages
 
 
-def report_command(settings: Settings) -> Command:
-    """Arguments of `python -m lightning_rarlhf.report` for what is done by now; none if nothing is."""
-    names: list[str] = []
-    for method in chosen(settings):
-        folders = [folder for folder, _ in _runs_of(method, settings) if (folder / "results.json").is_file()]
-        if method.shown and folders:
-            names += ["--name", f"{method.label}={','.join(map(str, folders))}"]
-    return (*names, "--output", str(settings.runs / "report")) if names else ()
+def report_commands(settings: Settings) -> list[Command]:
+    """Arguments of `python -m lightning_rarlhf.report`, a report each, for what is done by now.
+
+    `report` has every method and differences from SFT, which trained methods start from; `report_untrained` has the
+    methods that are applied to the policy of the command line, and differences from that one.
+    """
+    done = {method: _tested(method, settings) for method in chosen(settings) if method.shown}
+    done = {method: folders for method, folders in done.items() if folders}
+    untrained = [method for method in done if method.fit is None]
+    untrained.sort(key=lambda method: method.name != _POLICY)  # what differences are from stands first
+    reports = {"report": list(done)}
+    if len(untrained) > 1 and untrained[0].name == _POLICY:
+        reports["report_untrained"] = untrained
+    return [
+        (
+            *(word for method in methods for word in ("--name", f"{method.label}={','.join(map(str, done[method]))}")),
+            *("--output", str(settings.runs / name)),
+        )
+        for name, methods in reports.items()
+        if methods
+    ]
+
+
+def _tested(method: Method, settings: Settings) -> list[Path]:
+    return [folder for folder, _ in _runs_of(method, settings) if (folder / "results.json").is_file()]
 
 
 def _stages_of(method: Method, settings: Settings) -> Iterable[Stage]:

@@ -9,7 +9,7 @@ import pytest
 
 from lightning_rarlhf.compare.__main__ import main
 from lightning_rarlhf.compare.runner import alone, run_stages, state_of
-from lightning_rarlhf.compare.stages import METHODS, Settings, chosen, plan, report_command
+from lightning_rarlhf.compare.stages import METHODS, Settings, chosen, plan, report_commands
 from lightning_rarlhf.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -142,14 +142,26 @@ def test_a_half_written_record_does_not_stop_a_comparison(tmp_path):
 
 def test_the_report_is_of_what_is_done(tmp_path):
     asked = settings(tmp_path, seeds=2)
-    assert report_command(asked) == ()
+    assert report_commands(asked) == []
     stages = plan(asked)
     run_stages(stages, Train(stages, failing=["quark seed 1: fit"]), lambda line: None)
-    command = report_command(asked)
-    rows = dict(command[n + 1].split("=") for n, word in enumerate(command) if word == "--name")
-    assert list(rows) == [method.label for method in METHODS if method.shown]
-    assert len(rows["Quark"].split(",")) == 1
-    assert len(rows["RA-RLHF"].split(",")) == 2
+    everything, untrained = (
+        dict(command[n + 1].split("=") for n, word in enumerate(command) if word == "--name")
+        for command in report_commands(asked)
+    )
+    assert list(everything) == [method.label for method in METHODS if method.shown]
+    assert len(everything["Quark"].split(",")) == 1
+    assert len(everything["RA-RLHF"].split(",")) == 2
+    # what is applied to a policy is compared with that policy, which therefore stands first
+    assert next(iter(untrained)) == "base"
+    assert set(untrained) == {method.label for method in METHODS if method.shown and method.fit is None}
+
+
+def test_methods_of_no_policy_to_compare_with_have_one_report(tmp_path):
+    asked = settings(tmp_path, methods=("rlhf",))
+    stages = plan(asked)
+    run_stages(stages, Train(stages), lambda line: None)
+    assert [command[-1] for command in report_commands(asked)] == [str(asked.runs / "report")]
 
 
 def test_two_comparisons_in_one_folder_are_refused(tmp_path):
