@@ -33,7 +33,6 @@ from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.sampling import SamplingSeed
 from lightning_rarlhf.tokenizer import load_tokenizer
 
-
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
