@@ -57,9 +57,8 @@ def main() -> None:
         plain = Plain()
         plain.load(host)
         print(f"{shape.layers} layers x {shape.width}, V = {shape.vocabulary}, B = {shape.batch}, ", end="")
-        print(
-            f"{shape.prompt} + {shape.tokens} tokens, {torch.get_num_threads()} threads, {host.device}, {shape.clock} time"
-        )
+        print(f"{shape.prompt} + {shape.tokens} tokens, {torch.get_num_threads()} threads, ", end="")
+        print(f"{host.device}, {shape.clock} time")
         print(f"{'method':12} {'passes':>6} {'measured':>8} {'parts s':>8} {'method s':>8} {'ratio':>6}  (medians)")
         wanted = [name for name in shape.methods.split(",") if name]
         for method in methods:
