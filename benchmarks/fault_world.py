@@ -11,14 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-_PATIENCE = 300.0
-"""seconds that a run may take on a busy machine"""
+_PATIENCE = 600.0
+"""seconds that a run may take on a busy machine; it takes ten on a free one"""
+TIMED_OUT = "timed out"
+"""how the line of a run begins that was given up: it hung, or the machine was too busy; the tracebacks tell"""
 
 _CONFIG = """\
 seed_everything: 0
@@ -89,6 +91,14 @@ class Ended:
 
     status: int
     errors: str
+    timed_out: bool = False
+
+    @property
+    def failure(self) -> str:
+        """What to say of an end that was not expected."""
+        if self.timed_out:
+            return f"{TIMED_OUT}:\n{self.errors[-8000:]}"
+        return f"status {self.status}: {self.errors[-500:]}"
 
     @property
     def complaint(self) -> str:
@@ -162,6 +172,7 @@ class Process:
             "MKL_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONFAULTHANDLER": "1",  # tells where a run hung, see `wait`
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "SLURM"))}
         self.process = subprocess.Popen(
@@ -191,25 +202,27 @@ class Process:
 
     def kill_all(self) -> None:
         """SIGKILL every process of the run."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
 
     def wait(self, patience: float = _PATIENCE) -> Ended:
-        """Until every process of the run has ended."""
+        """Until every process of the run has ended; those that have not by then say where they are, and are killed."""
+        timed_out = False
         try:
-            status = self.process.wait(patience)
+            self.process.wait(patience)
             _wait_for_group(self.process.pid, patience)
         except subprocess.TimeoutExpired:
-            status = -1
+            timed_out = True
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGABRT)
+            time.sleep(2)
         finally:
             self.kill_all()
-            self.process.wait()
+            status = self.process.wait()
         self._errors.seek(0)
         errors = self._errors.read()
         self._errors.close()
-        return Ended(status, errors)
+        return Ended(status, errors, timed_out)
 
 
 def _wait_for_group(group: int, patience: float) -> None:

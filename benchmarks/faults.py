@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.fault_parts import PHASES
-from benchmarks.fault_world import Run, World, random_moment, small_disk
+from benchmarks.fault_world import TIMED_OUT, Run, World, random_moment, small_disk
 
 Verdict = list[str]
 """what was lost; empty = survived"""
@@ -36,13 +36,14 @@ def kills(world: World, chance: random.Random, count: int) -> list[tuple[str, Ve
         run = world.run(f"kill-{len(verdicts)}")
         here = min(_KILLS_PER_RUN, count - len(verdicts))
         moments = sorted(chance.randrange(world.iterations - 1) for _ in range(here))
-        names = [_kill_once(run, chance, PHASES[(len(verdicts) + n) % len(PHASES)], m) for n, m in enumerate(moments)]
+        killed = [_kill_once(run, chance, PHASES[(len(verdicts) + n) % len(PHASES)], m) for n, m in enumerate(moments)]
         lost = _finish(run)
-        verdicts += [(name, lost) for name in names]
+        verdicts += [(name, alone + lost) for name, alone in killed]
     return verdicts
 
 
-def _kill_once(run: Run, chance: random.Random, phase: str, iteration: int) -> str:
+def _kill_once(run: Run, chance: random.Random, phase: str, iteration: int) -> tuple[str, Verdict]:
+    """What was killed when; and whether a process that was left alone noticed."""
     process = run.start(*_another_seed(chance))
     process.wait_for(phase, iteration)
     time.sleep(chance.random() * 0.02)
@@ -51,8 +52,9 @@ def _kill_once(run: Run, chance: random.Random, phase: str, iteration: int) -> s
         process.send(signal.SIGKILL)  # the first alone: the others have to notice
     else:
         process.kill_all()
-    ended = process.wait(patience=90)
-    return f"killed in: {now}" if ended.status != 0 else f"had ended before: {now}"
+    ended = process.wait()
+    name = f"killed in: {now}" if ended.status != 0 else f"had ended before: {now}"
+    return name, [ended.failure] if ended.timed_out else []
 
 
 def signals(world: World, chance: random.Random, count: int) -> list[tuple[str, Verdict]]:
@@ -66,7 +68,7 @@ def signals(world: World, chance: random.Random, count: int) -> list[tuple[str, 
         process.wait_for(phase, iteration)
         process.send(sent)
         ended = process.wait()
-        lost = [] if ended.status == 128 + sent else [f"exit status {ended.status}, expected {128 + sent}"]
+        lost = [] if ended.status == 128 + sent else [f"expected {128 + sent}; {ended.failure}"]
         lost += _finish(run)
         keys = [key for key, _ in run.entries()]
         lost += [f"{key} was repeated" for key in set(keys) if keys.count(key) > 1]
@@ -78,7 +80,7 @@ def signals(world: World, chance: random.Random, count: int) -> list[tuple[str, 
     process.send(signal.SIGTERM)
     began = time.monotonic()
     ended = process.wait()
-    lost = [] if ended.status in (130, 143) and time.monotonic() - began < 10 else [f"exit status {ended.status}"]
+    lost = [] if ended.status in (130, 143) and time.monotonic() - began < 10 else [ended.failure]
     return [*verdicts, ("two signals", lost + _finish(run))]
 
 
@@ -92,9 +94,7 @@ def full_disk(world: World, chance: random.Random, count: int) -> list[tuple[str
         limit = max(1, len(before) // 2)
         process = run.start(file_limit=limit)
         ended = process.wait()
-        lost = (
-            [] if ended.status == 2 and "could not be written" in ended.complaint else [f"said: {ended.errors[-300:]}"]
-        )
+        lost = [] if ended.status == 2 and "could not be written" in ended.complaint else [ended.failure]
         if run.last.exists() and run.last.read_bytes() != before:
             lost.append("the checkpoint before it was touched")
         verdicts.append((f"file limit of {limit} bytes after iteration {first}", lost + _finish(run)))
@@ -121,7 +121,7 @@ def _fill_and_free(world: World) -> Verdict:
     process.wait_for("sampling", 30)
     filler.unlink()
     ended = process.wait()
-    lost = [] if ended.status == 0 and "could not be written: No space left" in ended.errors else [ended.errors[-300:]]
+    lost = [] if ended.status == 0 and "could not be written: No space left" in ended.errors else [ended.failure]
     # the journal lies on the same disk: lines of the full time may be missing or cut, the end tells
     ends = [line for line in run.journal.read_text().splitlines() if line.startswith('{"end"')]
     expected = world.reference["end", world.iterations]["weights"]
@@ -132,12 +132,12 @@ def rewards(world: World, chance: random.Random, count: int) -> list[tuple[str, 
     """A reward that is slow, and one that fails for good: the run ends with a reason, and goes on when it is mended."""
     run = world.run("reward-slow")
     slow = run.start(environment={"FAULT_REWARD": "slow"}).wait()
-    verdicts = [("slow", ([] if slow.status == 0 else [slow.errors[-300:]]) + run.differences())]
+    verdicts = [("slow", ([] if slow.status == 0 else [slow.failure]) + run.differences())]
     for number in range(count):
         run = world.run(f"reward-{number}")
         call = chance.randrange(3, world.iterations)
         ended = run.start(environment={"FAULT_REWARD": f"fail:{call}"}).wait()
-        lost = [] if ended.status != 0 and "the reward service is gone" in ended.errors else [ended.errors[-300:]]
+        lost = [] if ended.status != 0 and "the reward service is gone" in ended.errors else [ended.failure]
         verdicts.append((f"fails from call {call} on", lost + _finish(run)))
     return verdicts
 
@@ -159,7 +159,7 @@ def corrupt_checkpoints(world: World, chance: random.Random, count: int) -> list
         damaged = damage(run.last.read_bytes())
         run.last.write_bytes(damaged)
         ended = run.start().wait()
-        lost = [] if ended.status == 2 and "last.ckpt" in ended.complaint else [f"said: {ended.errors[-300:]}"]
+        lost = [] if ended.status == 2 and "last.ckpt" in ended.complaint else [ended.failure]
         lost += [] if run.last.read_bytes() == damaged else ["the damaged file was overwritten"]
         best = sorted((run.folder / "checkpoints").glob("best-*.ckpt"))[-1]
         verdicts.append((f"{name}, on from {best.name}", lost + _finish(run, resume=str(best))))
@@ -194,7 +194,7 @@ def corrupt_caches(world: World, chance: random.Random, count: int) -> list[tupl
         ended = run.start().wait()
         lost: Verdict = []
         if ended.status != 0:
-            lost = [] if ended.complaint else [f"said: {ended.errors[-500:]}"]
+            lost = [] if ended.complaint else [ended.failure]
             shutil.rmtree(cached.folder / "cache", ignore_errors=True)
         how = "cut in half" if number % 2 == 0 else "zeroed"
         said = "made anew" if ended.status == 0 else ended.complaint
@@ -230,7 +230,7 @@ def clock_jumps(world: World, chance: random.Random, count: int) -> list[tuple[s
         process.kill_all()
         process.wait()
         ended = run.start(*minutes, environment=environment).wait()
-        lost = [] if ended.status == 0 else [ended.errors[-300:]]
+        lost = [] if ended.status == 0 else [ended.failure]
         verdicts.append((f"clock {number}", lost + run.differences()))
     return verdicts
 
@@ -252,7 +252,7 @@ def _stopped_at(run: Run, iteration: int) -> int:
 def _finish(run: Run, resume: str = "auto") -> Verdict:
     """Let the run go on to its end, with another seed on the command line, and compare."""
     ended = run.start(*(["--seed_everything", "7"] if run.last.exists() else []), resume=resume).wait()
-    return ([] if ended.status == 0 else [f"status {ended.status}: {ended.errors[-500:]}"]) + run.differences()
+    return ([] if ended.status == 0 else [ended.failure]) + run.differences()
 
 
 KINDS: dict[str, tuple[Callable[[World, random.Random, int], list[tuple[str, Verdict]]], int]] = {
@@ -269,8 +269,8 @@ KINDS: dict[str, tuple[Callable[[World, random.Random, int], list[tuple[str, Ver
 
 def campaign(
     world: World, kinds: Sequence[str], seed: int, kill_count: int | None = None
-) -> dict[str, tuple[int, int]]:
-    """Try the faults of these kinds; kind → (tried, survived). What was lost is printed."""
+) -> dict[str, tuple[int, int, int]]:
+    """Try the faults of these kinds; kind → (tried, survived, timed out). What was lost is printed."""
     world.remember_reference()
     outcome = {}
     for kind in kinds:
@@ -280,7 +280,8 @@ def campaign(
         )
         for name, lost in verdicts:
             print(f"  {kind}: {name}: {'; '.join(lost[:3]) or 'survived'}", flush=True)
-        outcome[kind] = (len(verdicts), sum(not lost for _, lost in verdicts))
+        timed_out = sum(any(TIMED_OUT in line for line in lost) for _, lost in verdicts)
+        outcome[kind] = (len(verdicts), sum(not lost for _, lost in verdicts), timed_out)
     return outcome
 
 
@@ -298,10 +299,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overlay = [f"--{setting}" for setting in chosen.overlay]
         world = World(Path(folder), chosen.iterations, chosen.processes, overlay)
         outcome = campaign(world, chosen.kinds, chosen.seed, chosen.count)
-    print(f"\n{'fault':<12}{'tried':>8}{'survived':>10}")
-    for kind, (tried, survived) in outcome.items():
-        print(f"{kind:<12}{tried:>8}{survived:>10}")
-    return int(any(survived < tried for tried, survived in outcome.values()))
+    print(f"\n{'fault':<12}{'tried':>8}{'survived':>10}{'lost':>8}{'timed out':>12}")
+    for kind, (tried, survived, timed_out) in outcome.items():
+        print(f"{kind:<12}{tried:>8}{survived:>10}{tried - survived - timed_out:>8}{timed_out:>12}")
+    return int(any(survived < tried for tried, survived, _ in outcome.values()))
 
 
 if __name__ == "__main__":

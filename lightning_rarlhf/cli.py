@@ -131,8 +131,8 @@ class TrainCLI(LightningCLI):
         changes = changes_of_method(Path(checkpoint), self._resume_record)
         if not consent:
             require_consent(checkpoint, changes)
-        for line in changes:
-            rank_zero_info(f"changed on going on: {line}")
+        for change in changes:
+            rank_zero_info(f"changed on going on: {change.line}")
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning's own method lets a checkpoint's settings override what the user says."""

@@ -7,72 +7,62 @@ often, where to) does not.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lightning_rarlhf.method import fingerprint, method_of, name_of
 
 CHECKPOINT_KEY = "resume"
 """of a checkpoint's entry with the settings and the fingerprints"""
 
-_TRAINER_SETTINGS = ("precision", "limit_train_batches", "gradient_clip_val", "gradient_clip_algorithm")
-_SFT_STEP = "accumulate_grad_batches"
-"""how many batches make a step, in modules that leave stepping to the trainer"""
-_HARMLESS = re.compile(
-    r"model\.evaluation(\..*)?"  # never trains
-    r"|model\.policy\.(gradient_checkpointing|attn_implementation)"  # equal up to rounding
-    r"|model\.reward(\..*)?\.(batch_size|device)"
-    r"|model\.ppo\.micro_batch_size"  # the same gradient in smaller parts
-    r"|data\.(progress|eval_batch_size)"
-    r"|data\.order_seed"  # the order goes on by the checkpoint's own
-    r"|data\.tokenizer(_revision)?"  # the policy's
+_PACE = re.compile(
+    r"model\.optimizer\.(?!class_path$).*"  # another optimizer's state means nothing to this one
+    r"|model\.ppo\.(epochs|minibatch_size|max_grad_norm)"
+    r"|trainer\.gradient_clip_(val|algorithm)"
 )
-_INTERFERING = {
-    "RiskSchedule",
-    "GradientAccumulationScheduler",
-    "StochasticWeightAveraging",
-    "WeightAveraging",
-    "EMAWeightAveraging",
-}
-"""callbacks that change what is learned; all others of ours and of Lightning watch, write or stop"""
+"""how fast the same goal is approached: what users turn in the middle of a run, and mean to"""
 _PATH = re.compile(r".*\b(pretrained|reference|adapter|\w*path|\w*file)")
 """settings that may name a local file or folder"""
-_READ = 1 << 16
-"""bytes of a file's beginning and of its end that a fingerprint covers, beside its size"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that is not the checkpoint's."""
+
+    line: str
+    """``key: old → new``"""
+    needs_consent: bool
+    """otherwise it counts, and is said"""
 
 
 def settings_of_method(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key → value of what the trained policy depends on, from a run's configuration as plain values."""
-    trainer = config.get("trainer") or {}
-    found = dict(_flat("model", config.get("model"))) | dict(_flat("data", config.get("data")))
-    found |= {f"trainer.{name}": trainer.get(name) for name in (*_TRAINER_SETTINGS, _SFT_STEP) if name in trainer}
-    callbacks = trainer.get("callbacks") or []
-    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-        name = str(callback.get("class_path", "")).rpartition(".")[2]
-        if name in _INTERFERING:
-            found |= dict(_flat(f"trainer.callbacks.{name}", callback.get("init_args") or {}))
-            found.setdefault(f"trainer.callbacks.{name}", "used")
-    return {key: value for key, value in found.items() if not _HARMLESS.fullmatch(key)}
+    method = method_of(config)
+    found = {key: value for part in ("model", "data", "trainer") for key, value in _flat(part, method[part])}
+    for callback in method["callbacks"]:
+        key = f"trainer.callbacks.{name_of(callback)}"
+        settings = callback.get("init_args") if isinstance(callback, Mapping) else None
+        found |= {key: "used"} | (dict(_flat(key, settings)) if settings else {})
+    return found
 
 
 def fingerprints(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Of each setting that names a local file or folder: a hash that tells whether its content is the same.
-
-    Sizes, beginnings and ends of the files are hashed, not every byte of them: that takes no time for large models.
-    """
+    """Of each setting that names a local file or folder: a hash that tells whether its content is the same."""
     named = {
         key: Path(value).expanduser()
         for key, value in settings.items()
         if isinstance(value, str) and _PATH.fullmatch(key)
     }
-    return {key: _fingerprint(path) for key, path in named.items() if path.exists()}
+    return {key: fingerprint(path) for key, path in named.items() if path.exists()}
 
 
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], prints: Mapping[str, str], prints_now: Mapping[str, str]
-) -> list[str]:
-    """A line ``key: old → new`` for each setting of the method that differs.
+) -> list[Change]:
+    """Each setting of the method that differs.
 
     A file or folder that has moved is the same one; one whose content has changed in its place is not.
 
@@ -82,17 +72,17 @@ def differences(
         prints: the fingerprints in the checkpoint.
         prints_now: this run's.
     """
-    lines = []
+    changes = []
     for key in dict.fromkeys((*before, *now)):
         same_file = key in prints and key in prints_now and prints[key] == prints_now[key]
         if same_file or _below_another_class(key, before, now):
             continue
         old, new = before.get(key), now.get(key)
         if old != new:
-            lines.append(f"{_shown(key)}: {old} → {new}")
+            changes.append(Change(f"{_shown(key)}: {old} → {new}", not _PACE.fullmatch(key)))
         elif key in prints and key in prints_now:
-            lines.append(f"{_shown(key)}: {old} → another content at the same place")
-    return lines
+            changes.append(Change(f"{_shown(key)}: {old} → another content at the same place", needs_consent=True))
+    return changes
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -116,16 +106,3 @@ def _below_another_class(key: str, before: Mapping[str, Any], now: Mapping[str, 
 
 def _shown(key: str) -> str:
     return key.removesuffix(".class_path")
-
-
-def _fingerprint(path: Path) -> str:
-    digest = hashlib.sha256()
-    files = sorted(entry for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else [path]
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_READ))
-            stream.seek(max(0, size - _READ))
-            digest.update(stream.read(_READ))
-    return digest.hexdigest()

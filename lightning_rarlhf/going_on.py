@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_rarlhf.checkpoint_file import read_checkpoint
-from lightning_rarlhf.consent import CHECKPOINT_KEY, differences, fingerprints, settings_of_method
+from lightning_rarlhf.consent import CHECKPOINT_KEY, Change, differences, fingerprints, settings_of_method
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_move import recover_folder
 
@@ -58,8 +58,8 @@ def record_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "fingerprints": fingerprints(settings)}
 
 
-def changes_of_method(checkpoint: Path, record: Mapping[str, Any]) -> list[str]:
-    """A line for each setting of the method that is not the checkpoint's.
+def changes_of_method(checkpoint: Path, record: Mapping[str, Any]) -> list[Change]:
+    """Each setting of the method that is not the checkpoint's.
 
     Args:
         checkpoint: to go on from; one that was not written by the command line remembers nothing, so nothing differs.
@@ -74,15 +74,16 @@ def changes_of_method(checkpoint: Path, record: Mapping[str, Any]) -> list[str]:
     return differences(before["settings"], record["settings"], before["fingerprints"], record["fingerprints"])
 
 
-def require_consent(checkpoint: str, changes: list[str]) -> None:
+def require_consent(checkpoint: str, changes: list[Change]) -> None:
     """Refuse to go on as another method.
 
     Raises:
-        UserError: settings of the method differ; it names them all.
+        UserError: settings that need consent differ; it names them all.
     """
-    if changes:
+    lines = [change.line for change in changes if change.needs_consent]
+    if lines:
         raise UserError(
-            f"{checkpoint} was written with other settings than this run's: {'; '.join(changes)}. Give the "
+            f"{checkpoint} was written with other settings than this run's: {'; '.join(lines)}. Give the "
             "checkpoint's, or --resume_changed true to go on with the new ones"
         )
 

@@ -53,7 +53,8 @@ def changed(path: str, value: object) -> dict:
 
 def compare(config: dict) -> list[str]:
     before, now = record_of(CONFIG), record_of(config)
-    return differences(before["settings"], now["settings"], before["fingerprints"], now["fingerprints"])
+    changes = differences(before["settings"], now["settings"], before["fingerprints"], now["fingerprints"])
+    return [change.line if change.needs_consent else f"said: {change.line}" for change in changes]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,8 @@ def compare(config: dict) -> list[str]:
         ("model/init_args/policy/pretrained", "gpt2-medium", "model.policy.pretrained: gpt2 → gpt2-medium"),
         ("model/init_args/policy/dtype", "bfloat16", "model.policy.dtype: float32 → bfloat16"),
         ("model/init_args/reward/init_args/sign", -1, "model.reward.sign: 1 → -1"),
-        ("model/init_args/optimizer/init_args/lr", 2e-5, "model.optimizer.lr: 1e-05 → 2e-05"),
+        ("model/init_args/optimizer/init_args/lr", 2e-5, "said: model.optimizer.lr: 1e-05 → 2e-05"),
+        ("model/init_args/ppo/epochs", 2, "said: model.ppo.epochs: 4 → 2"),
         ("data/init_args/batch_size", 64, "data.batch_size: 128 → 64"),
         ("trainer/precision", "bf16-mixed", "trainer.precision: 32-true → bf16-mixed"),
     ],
@@ -104,6 +106,19 @@ def test_a_schedule_that_is_gone_is_a_change():
     assert "trainer.callbacks.RiskSchedule.risk_level: 0.4 → None" in lines
 
 
+@pytest.mark.parametrize(
+    ("path", "lines"),
+    [
+        ("my.Callback", ["trainer.callbacks.Callback: None → used"]),
+        ("lightning.pytorch.callbacks.EMAWeightAveraging", ["trainer.callbacks.EMAWeightAveraging: None → used"]),
+        ("lightning.pytorch.callbacks.LearningRateMonitor", []),
+        ("callbacks.DriftAlarm", []),
+    ],
+)
+def test_a_callback_that_may_change_what_is_learned_is_a_change(path, lines):
+    assert compare(changed("trainer/callbacks", [*CONFIG["trainer"]["callbacks"], {"class_path": path}])) == lines
+
+
 def test_equal_settings_differ_in_nothing():
     assert compare(copy.deepcopy(CONFIG)) == []
 
@@ -133,9 +148,9 @@ def test_a_model_that_was_replaced_in_its_place_is_another(model, name, content)
     before, prints = of_model(model)
     (model / name).write_bytes(content)
     now, prints_now = of_model(model)
-    assert differences(before, now, prints, prints_now) == [
-        f"model.policy.pretrained: {model} → another content at the same place"
-    ]
+    (change,) = differences(before, now, prints, prints_now)
+    assert change.line == f"model.policy.pretrained: {model} → another content at the same place"
+    assert change.needs_consent
 
 
 def test_only_settings_that_name_files_are_looked_up(tmp_path, monkeypatch):

@@ -37,7 +37,12 @@ PLACES = (
     Place("lightning_rarlhf/one_line_parser.py", 0, ("lightning_rarlhf/plain_text.py",)),
     Place("lightning_rarlhf/config.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/data_types.py", 0, ("lightning_rarlhf/errors.py",)),
-    Place("lightning_rarlhf/provenance.py", 0, ("lightning_rarlhf/redaction.py", "lightning_rarlhf/__init__.py")),
+    Place("lightning_rarlhf/method.py", 0),
+    Place(
+        "lightning_rarlhf/provenance.py",
+        0,
+        ("lightning_rarlhf/redaction.py", "lightning_rarlhf/method.py", "lightning_rarlhf/__init__.py"),
+    ),
     Place("lightning_rarlhf/quiet.py", 0, ("lightning_rarlhf/plain_text.py",)),
     Place("lightning_rarlhf/results_schema.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/splits.py", 0),
