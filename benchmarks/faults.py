@@ -18,28 +18,28 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.fault_parts import PHASES
-from benchmarks.fault_world import TIMED_OUT, Run, World, random_moment, small_disk
+from benchmarks.fault_process import TIMED_OUT
+from benchmarks.fault_world import Run, World, random_moment, small_disk
 
 Verdict = list[str]
 """what was lost; empty = survived"""
+Verdicts = Iterator[tuple[str, Verdict]]
+"""what was tried, and its verdict"""
 _KILLS_PER_RUN = 4
 
 
-def kills(world: World, chance: random.Random, count: int) -> list[tuple[str, Verdict]]:
+def kills(world: World, chance: random.Random, count: int) -> Verdicts:
     """SIGKILL in every phase: up to four times in one run, of two processes one at a time or both at once."""
-    verdicts: list[tuple[str, Verdict]] = []
-    while len(verdicts) < count:
-        run = world.run(f"kill-{len(verdicts)}")
-        here = min(_KILLS_PER_RUN, count - len(verdicts))
-        moments = sorted(chance.randrange(world.iterations - 1) for _ in range(here))
-        killed = [_kill_once(run, chance, PHASES[(len(verdicts) + n) % len(PHASES)], m) for n, m in enumerate(moments)]
+    for first in range(0, count, _KILLS_PER_RUN):
+        run = world.run(f"kill-{first}")
+        moments = sorted(chance.randrange(world.iterations - 1) for _ in range(min(_KILLS_PER_RUN, count - first)))
+        killed = [_kill_once(run, chance, PHASES[(first + n) % len(PHASES)], m) for n, m in enumerate(moments)]
         lost = _finish(run)
-        verdicts += [(name, alone + lost) for name, alone in killed]
-    return verdicts
+        yield from ((name, alone + lost) for name, alone in killed)
 
 
 def _kill_once(run: Run, chance: random.Random, phase: str, iteration: int) -> tuple[str, Verdict]:
@@ -57,9 +57,8 @@ def _kill_once(run: Run, chance: random.Random, phase: str, iteration: int) -> t
     return name, [ended.failure] if ended.timed_out else []
 
 
-def signals(world: World, chance: random.Random, count: int) -> list[tuple[str, Verdict]]:
+def signals(world: World, chance: random.Random, count: int) -> Verdicts:
     """Ctrl-C and SIGTERM: status 130 and 143, nothing repeated; a second Ctrl-C ends at once."""
-    verdicts = []
     for number in range(count):
         run = world.run(f"signal-{number}")
         sent = (signal.SIGINT, signal.SIGTERM)[number % 2]
@@ -72,7 +71,7 @@ def signals(world: World, chance: random.Random, count: int) -> list[tuple[str, 
         lost += _finish(run)
         keys = [key for key, _ in run.entries()]
         lost += [f"{key} was repeated" for key in set(keys) if keys.count(key) > 1]
-        verdicts.append((f"{sent.name} in {phase} {iteration}", lost))
+        yield f"{sent.name} in {phase} {iteration}", lost
     run = world.run("signal-twice")
     process = run.start(environment={"FAULT_REWARD": "slow"})
     process.wait_for("sampling", world.iterations // 3)
@@ -81,12 +80,11 @@ def signals(world: World, chance: random.Random, count: int) -> list[tuple[str, 
     began = time.monotonic()
     ended = process.wait()
     lost = [] if ended.status in (130, 143) and time.monotonic() - began < 10 else [ended.failure]
-    return [*verdicts, ("two signals", lost + _finish(run))]
+    yield "two signals", lost + _finish(run)
 
 
-def full_disk(world: World, chance: random.Random, count: int) -> list[tuple[str, Verdict]]:
+def full_disk(world: World, chance: random.Random, count: int) -> Verdicts:
     """A disk that fills up: stop with one line, or go on and write again when there is room; by tmpfs or file limit."""
-    verdicts = []
     for number in range(count):
         run = world.run(f"disk-{number}")
         first = _stopped_at(run, chance.randrange(6, world.iterations // 2))
@@ -97,13 +95,12 @@ def full_disk(world: World, chance: random.Random, count: int) -> list[tuple[str
         lost = [] if ended.status == 2 and "could not be written" in ended.complaint else [ended.failure]
         if run.last.exists() and run.last.read_bytes() != before:
             lost.append("the checkpoint before it was touched")
-        verdicts.append((f"file limit of {limit} bytes after iteration {first}", lost + _finish(run)))
+        yield f"file limit of {limit} bytes after iteration {first}", lost + _finish(run)
     with small_disk(world.folder / "disk-small", 4) as mounted:
         if mounted:
-            verdicts.append(("tmpfs filled and freed, on_write_error=continue", _fill_and_free(world)))
+            yield "tmpfs filled and freed, on_write_error=continue", _fill_and_free(world)
         else:
             print("  a tmpfs cannot be mounted here: the full disk is a limit on the size of files", flush=True)
-    return verdicts
 
 
 def _fill_and_free(world: World) -> Verdict:
@@ -128,23 +125,21 @@ def _fill_and_free(world: World) -> Verdict:
     return lost + ([] if ends and expected in ends[-1] else ["the final weights differ"])
 
 
-def rewards(world: World, chance: random.Random, count: int) -> list[tuple[str, Verdict]]:
+def rewards(world: World, chance: random.Random, count: int) -> Verdicts:
     """A reward that is slow, and one that fails for good: the run ends with a reason, and goes on when it is mended."""
     run = world.run("reward-slow")
     slow = run.start(environment={"FAULT_REWARD": "slow"}).wait()
-    verdicts = [("slow", ([] if slow.status == 0 else [slow.failure]) + run.differences())]
+    yield "slow", ([] if slow.status == 0 else [slow.failure]) + run.differences()
     for number in range(count):
         run = world.run(f"reward-{number}")
         call = chance.randrange(3, world.iterations)
         ended = run.start(environment={"FAULT_REWARD": f"fail:{call}"}).wait()
         lost = [] if ended.status != 0 and "the reward service is gone" in ended.errors else [ended.failure]
-        verdicts.append((f"fails from call {call} on", lost + _finish(run)))
-    return verdicts
+        yield f"fails from call {call} on", lost + _finish(run)
 
 
-def corrupt_checkpoints(world: World, chance: random.Random, count: int) -> list[tuple[str, Verdict]]:
+def corrupt_checkpoints(world: World, chance: random.Random, count: int) -> Verdicts:
     """`last.ckpt` truncated, emptied, overwritten, or something else: refused by name; the best one still goes on."""
-    verdicts = []
     damages: list[tuple[str, Callable[[bytes], bytes]]] = [
         ("truncated", lambda data: data[: chance.randrange(1, len(data))]),
         ("empty", lambda data: data[:0]),
@@ -162,8 +157,7 @@ def corrupt_checkpoints(world: World, chance: random.Random, count: int) -> list
         lost = [] if ended.status == 2 and "last.ckpt" in ended.complaint else [ended.failure]
         lost += [] if run.last.read_bytes() == damaged else ["the damaged file was overwritten"]
         best = sorted((run.folder / "checkpoints").glob("best-*.ckpt"))[-1]
-        verdicts.append((f"{name}, on from {best.name}", lost + _finish(run, resume=str(best))))
-    return verdicts
+        yield f"{name}, on from {best.name}", lost + _finish(run, resume=str(best))
 
 
 def _overwritten(data: bytes, chance: random.Random) -> bytes:
@@ -171,7 +165,7 @@ def _overwritten(data: bytes, chance: random.Random) -> bytes:
     return data[:start] + bytes(255 - byte for byte in data[start : start + 4096]) + data[start + 4096 :]
 
 
-def corrupt_caches(world: World, chance: random.Random, count: int) -> list[tuple[str, Verdict]]:
+def corrupt_caches(world: World, chance: random.Random, count: int) -> Verdicts:
     """The datasets library's cache damaged between two starts: made anew, or refused in one line."""
     from lightning_rarlhf.quickstart.grammar import make_comments
 
@@ -179,11 +173,10 @@ def corrupt_caches(world: World, chance: random.Random, count: int) -> list[tupl
     rows = [f'"{comment.text}",{comment.label}' for comment in make_comments(300, seed=1)]
     table.write_text("text,label\n" + "\n".join(rows) + "\n")
     data = ["--data", "TextFileDataModule", "--data.path", str(table), "--data.text_column", "text"]
-    cached = World(world.folder / "cached", world.iterations, 1, [*data, "--data.prompt_tokens", "11"])
+    cached = World(world.folder / "cached", world.iterations, 1, [*data, "--data.prompt_tokens", "11"], fresh=True)
     environment = {"HF_DATASETS_CACHE": str(cached.folder / "cache"), "HF_HOME": str(cached.folder / "home")}
     os.environ |= environment
     cached.remember_reference()
-    verdicts = []
     for number in range(count):
         run = cached.run(f"cache-{number}")
         _stopped_at(run, chance.randrange(6, world.iterations - 8))
@@ -198,8 +191,7 @@ def corrupt_caches(world: World, chance: random.Random, count: int) -> list[tupl
             shutil.rmtree(cached.folder / "cache", ignore_errors=True)
         how = "cut in half" if number % 2 == 0 else "zeroed"
         said = "made anew" if ended.status == 0 else ended.complaint
-        verdicts.append((f"{len(files)} files {how}: {said}", lost + _finish(run)))
-    return verdicts
+        yield f"{len(files)} files {how}: {said}", lost + _finish(run)
 
 
 _JUMPING_CLOCK = """
@@ -215,9 +207,8 @@ time.time = _jumping
 """
 
 
-def clock_jumps(world: World, chance: random.Random, count: int) -> list[tuple[str, Verdict]]:
+def clock_jumps(world: World, chance: random.Random, count: int) -> Verdicts:
     """The wall clock leaps up to ten years back and forth, with a trigger by minutes; killed once, resumed."""
-    verdicts = []
     for number in range(count):
         run = world.run(f"clock-{number}")
         folder = world.folder / f"clock-code-{number}"
@@ -225,14 +216,13 @@ def clock_jumps(world: World, chance: random.Random, count: int) -> list[tuple[s
         (folder / "sitecustomize.py").write_text(_JUMPING_CLOCK.format(seed=number))
         environment = {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         minutes = ("--checkpoint.every_n_minutes", "0.02")
-        process = run.start(*minutes, environment=environment)
+        process = run.start(*minutes, environment=environment, fresh=True)
         process.wait_for(None, chance.randrange(world.iterations - 8))
         process.kill_all()
         process.wait()
-        ended = run.start(*minutes, environment=environment).wait()
+        ended = run.start(*minutes, environment=environment, fresh=True).wait()
         lost = [] if ended.status == 0 else [ended.failure]
-        verdicts.append((f"clock {number}", lost + run.differences()))
-    return verdicts
+        yield f"clock {number}", lost + run.differences()
 
 
 def _another_seed(chance: random.Random) -> list[str]:
@@ -255,7 +245,7 @@ def _finish(run: Run, resume: str = "auto") -> Verdict:
     return ([] if ended.status == 0 else [ended.failure]) + run.differences()
 
 
-KINDS: dict[str, tuple[Callable[[World, random.Random, int], list[tuple[str, Verdict]]], int]] = {
+KINDS: dict[str, tuple[Callable[[World, random.Random, int], Verdicts], int]] = {
     "kill": (kills, 20),
     "signal": (signals, 4),
     "disk": (full_disk, 2),
@@ -268,18 +258,21 @@ KINDS: dict[str, tuple[Callable[[World, random.Random, int], list[tuple[str, Ver
 
 
 def campaign(
-    world: World, kinds: Sequence[str], seed: int, kill_count: int | None = None
+    world: World, kinds: Sequence[str], seed: int, counts: int | None = None
 ) -> dict[str, tuple[int, int, int]]:
-    """Try the faults of these kinds; kind → (tried, survived, timed out). What was lost is printed."""
+    """Try the faults of these kinds, `counts` of each or as many as `KINDS` says; what was lost is printed.
+
+    Returns:
+        Kind → (tried, survived, timed out).
+    """
     world.remember_reference()
     outcome = {}
     for kind in kinds:
         inflict, count = KINDS[kind]
-        verdicts = inflict(
-            world, random.Random(f"{seed} {kind}"), kill_count if kind == "kill" and kill_count else count
-        )
-        for name, lost in verdicts:
+        verdicts = []
+        for name, lost in inflict(world, random.Random(f"{seed} {kind}"), counts or count):
             print(f"  {kind}: {name}: {'; '.join(lost[:3]) or 'survived'}", flush=True)
+            verdicts.append((name, lost))
         timed_out = sum(any(TIMED_OUT in line for line in lost) for _, lost in verdicts)
         outcome[kind] = (len(verdicts), sum(not lost for _, lost in verdicts), timed_out)
     return outcome

@@ -12,6 +12,6 @@ def test_a_run_that_is_killed_twice_loses_nothing(tmp_path):
     world = World(tmp_path, iterations=16)
     world.remember_reference()
     assert {kind for kind, _ in world.reference} == {"iteration", "validation", "end"}
-    verdicts = kills(world, random.Random(1), 2)
+    verdicts = list(kills(world, random.Random(1), 2))
     assert [lost for _, lost in verdicts] == [[], []]
     assert all("killed" in name for name, _ in verdicts), verdicts
