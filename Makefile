@@ -103,8 +103,6 @@ RA_MODEL := $(RA)/huggingface
 TRAIN := $(PY) train.py
 DATA_ARGS = $(if $(DATA),--data.path '$(DATA)')
 REWARD_ARGS = $(if $(REWARD),--model.reward.pretrained '$(REWARD)')
-# the checkpoint of folder $(1) to go on from, if there is one
-RESUME = $$(test -f $(1)/checkpoints/last.ckpt && echo --ckpt_path last || true)
 # A fit that is told to stop (SIGTERM) ends without an error and without an export.
 REQUIRE = @test -f $@ || { echo "make: stopped before $@ was written; the same command goes on from the last checkpoint" >&2; exit 1; }
 
@@ -118,12 +116,12 @@ configs/%.yaml:
 
 $(SFT_MODEL)/config.json: | configs/sft/$(TASK).yaml $(RUN_READY)
 	$(TRAIN) fit --config configs/sft/$(TASK).yaml --model.policy.pretrained '$(POLICY)' $(DATA_ARGS) \
-	  --trainer.default_root_dir $(SFT) $(ARGS) $(SFT_ARGS) $(call RESUME,$(SFT))
+	  --trainer.default_root_dir $(SFT) $(ARGS) $(SFT_ARGS) --ckpt_path auto
 	$(REQUIRE)
 
 $(RA_MODEL)/config.json: $(SFT_MODEL)/config.json | configs/$(TASK).yaml
 	$(TRAIN) fit --config configs/$(TASK).yaml --model.policy.pretrained $(SFT_MODEL) $(DATA_ARGS) $(REWARD_ARGS) \
-	  --trainer.default_root_dir $(RA) $(ARGS) $(RA_ARGS) $(call RESUME,$(RA))
+	  --trainer.default_root_dir $(RA) $(ARGS) $(RA_ARGS) --ckpt_path auto
 	$(REQUIRE)
 
 # KL is measured against the SFT model in both tests; the policy under test is what a user would load.

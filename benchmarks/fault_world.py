@@ -50,8 +50,8 @@ checkpoint:
 class World:
     """A folder with a tiny policy and a configuration, and the journal of a run that nothing happened to.
 
-    That run has an interpreter of its own. The others have one each if `fresh`, or with several processes, which the
-    trainer starts; else they are forked.
+    That run has an interpreter of its own, unless asked otherwise. The others have one each if `fresh`, or with several
+    processes, which the trainer starts; else they are forked.
     """
 
     folder: Path
@@ -73,10 +73,10 @@ class World:
         """A run with a folder of its own."""
         return Run(self, self.folder / name)
 
-    def remember_reference(self) -> None:
+    def remember_reference(self, *, fresh: bool = True) -> None:
         """Let a run go through undisturbed; every other one is compared with it."""
         run = self.run("reference")
-        done = run.start(fresh=True).wait()
+        done = run.start(fresh=fresh).wait()
         if done.status != 0:
             raise RuntimeError(f"the undisturbed run failed: {done.failure}")
         self.reference = dict(run.entries())

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 _TRAINER = (
-    "limit_train_batches",
     "accumulate_grad_batches",
     "gradient_clip_val",
     "gradient_clip_algorithm",

@@ -19,7 +19,7 @@ from lightning_rarlhf.redaction import redacted
 
 TRAINING = "training.json"
 """the record's file in an exported folder"""
-_LENGTH = ("max_epochs", "max_steps")
+_LENGTH = ("max_epochs", "max_steps", "limit_train_batches")
 """trainer settings that runs of one method share; one that is resumed may have others"""
 
 

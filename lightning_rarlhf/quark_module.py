@@ -222,7 +222,8 @@ class QuarkModule(LanguageModule):
     def _log_iteration(
         self, scores: Tensor, losses: QuarkLosses, parts: list[Samples], seconds: dict[str, float]
     ) -> None:
-        best = quantile_numbers(self.pool.scores, self.quark.quantiles) == self.quark.quantiles - 1
+        numbers = quantile_numbers(self.pool.scores, self.quark.quantiles)
+        best = numbers == numbers.max()  # the last quantile, but for a pool that is smaller than their number
         lengths = torch.cat([samples.lengths for samples in parts])
         curves = {
             "objective/score_mean": scores.mean(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ class RewardModule(GuardedModule):
         self.make_optimizer = optimizer
         self.linear_decay = linear_decay
         self.label_names: list[str] = []
+        self.seed: int | None = None
 
     # construction
 
@@ -98,6 +100,8 @@ class RewardModule(GuardedModule):
     def on_train_start(self) -> None:
         """Switch dropout on, as transformers leaves a loaded network without; let the user's settings count."""
         self.classifier.train()
+        if self.seed is None:
+            self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         if self.trainer.ckpt_path:
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             for line in reapply_settings(self.trainer.optimizers[0], self._optimizer_settings, schedulers):
@@ -111,7 +115,12 @@ class RewardModule(GuardedModule):
         return logits.float()
 
     def training_step(self, batch: RewardBatch, batch_idx: int) -> Tensor:
-        """Binary cross-entropy of the known labels, or the Bradley-Terry loss (Eq. 2)."""
+        """Binary cross-entropy of the known labels, or the Bradley-Terry loss (Eq. 2).
+
+        Dropout follows from the run's seed and the batch's place alone, so that a resumed run draws what it would have.
+        """
+        place = (self.seed or 0, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
         loss = self._outcome(batch)[0]
         self.log("reward/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch))
         return loss
@@ -212,9 +221,11 @@ class RewardModule(GuardedModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["module"] = type(self).__name__
+        checkpoint["sampling_seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError if another module made the checkpoint."""
         if checkpoint.get("module") != type(self).__name__:
             raise UserError(f"the checkpoint was made by {checkpoint.get('module')}, not {type(self).__name__}")
         super().on_load_checkpoint(checkpoint)
+        self.seed = checkpoint["sampling_seed"]

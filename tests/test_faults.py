@@ -9,8 +9,8 @@ from benchmarks.faults import kills
 
 
 def test_a_run_that_is_killed_twice_loses_nothing(tmp_path):
-    world = World(tmp_path, iterations=16)
-    world.remember_reference()
+    world = World(tmp_path, iterations=10)
+    world.remember_reference(fresh=False)
     assert {kind for kind, _ in world.reference} == {"iteration", "validation", "end"}
     verdicts = list(kills(world, random.Random(1), 2))
     assert [lost for _, lost in verdicts] == [[], []]

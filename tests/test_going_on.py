@@ -96,31 +96,60 @@ def test_a_broken_checkpoint_is_refused_by_name_and_left_alone(policy, tmp_path,
     assert checkpoint.read_bytes() == content
 
 
+def train_reward(policy: Path, folder: Path, *more: str, steps: int) -> None:
+    """A reward model with dropout from labelled texts."""
+    table = policy.parent / "labels.csv"
+    rows = [f'"the film {n} was {"good" if n % 3 else "bad"}",{n % 2}' for n in range(60)]
+    table.write_text("text,label\n" + "\n".join(rows) + "\n")
+    train.main(
+        [
+            *("fit", "--config", str(ROOT / "configs" / "reward" / "labels.yaml"), "--data.path", str(table)),
+            *("--data.text_column", "text", "--data.label_columns", "[label]", "--data.text_tokens", "8"),
+            *("--data.batch_size", "8", "--data.val_fraction", "0.2", "--trainer.accelerator", "cpu"),
+            *("--model.backbone.pretrained", str(policy), "--trainer.default_root_dir", str(folder)),
+            *("--trainer.max_steps", str(steps), "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
+            *more,
+        ]
+    )
+
+
 LORA = ("--model.policy.lora.r", "2", "--model.policy.lora.target_modules", "[c_attn]")
 SFT = ("--model", "SFTModule", "--data.purpose", "sft", "--trainer.callbacks", "[]")
 
 
-@pytest.mark.parametrize("method", [(), LORA, SFT], ids=["PPO", "LoRA", "SFT"])
+QUARK = ("--model", "QuarkModule", "--trainer.callbacks", "[]", "--model.quark.batch_size", "4")
+VALIDATING = ("--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2")
+METHODS = {
+    "PPO": (fit, ("--data.val_size", "4")),
+    "LoRA": (fit, ("--data.val_size", "4", *LORA)),
+    "SFT": (fit, ("--data.val_size", "4", *SFT)),
+    "Quark": (fit, ("--data.val_size", "4", *QUARK)),
+    "reward": (train_reward, ()),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_ends_in_the_very_state_of_an_undisturbed_one(policy, tmp_path, method):
     """With validations between, in the middle of an epoch, with another seed on the command line."""
-    method = (*method, "--data.val_size", "4", "--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2")
-    fit(policy, tmp_path / "whole", *method, steps=5)
-    stop = '{"class_path": "tests.test_going_on.Stops"}'
+    start, more = METHODS[method]
+    start(policy, tmp_path / "whole", *more, *VALIDATING, steps=5)
+    stopping = ('--trainer.callbacks+={"class_path": "tests.test_going_on.Stops"}', *VALIDATING)
     with pytest.raises(SystemExit) as caught:
-        fit(policy, tmp_path / "stopped", *method, f"--trainer.callbacks+={stop}", steps=5)
+        start(policy, tmp_path / "stopped", *more, *stopping, steps=5)
     assert caught.value.code == 143
-    fit(policy, tmp_path / "stopped", *method, "--ckpt_path", "last", "--seed_everything", "9", steps=5)
+    seed = ("--ckpt_path", "last", "--seed_everything", "9")
+    start(policy, tmp_path / "stopped", *more, *stopping, *seed, steps=5)
     whole, stopped = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "stopped")
     )
     assert whole["global_step"] == 5
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "kl_controller", "sampling_seed"):
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "kl_controller", "sampling_seed", "quark_pool"):
         torch.testing.assert_close(stopped.get(part), whole.get(part), rtol=0, atol=0)
 
 
 class Stops(Callback):
     def on_train_batch_start(self, trainer, *_) -> None:
-        if trainer.global_step == 2:
+        if trainer.global_step == 2:  # which the resumed run is beyond
             os.kill(os.getpid(), signal.SIGTERM)
 
 
