@@ -108,6 +108,9 @@ class Samples(_Batch):
     logprobs: Tensor | None = None
     """f32 [B, T], log-probability of each response token under the distribution that it was drawn from, 0 beyond the
     response; None = not kept"""
+    entropy: Tensor | None = None
+    """f32 [B, T], entropy in nats of the distribution that each response token was drawn from, 0 beyond the response;
+    None = not kept"""
     hidden: Tensor | None = None
     """f32 [B, T, H], the policy's hidden states that predicted the response tokens, as sampling had them; None = not
     kept, or not what a full forward pass gives again"""
@@ -121,6 +124,8 @@ class Samples(_Batch):
             raise ValueError(f"responses: expected {rows} strings, got {len(self.responses)}")
         if self.logprobs is not None:
             _require("logprobs", self.logprobs, (rows, width), torch.float32)
+        if self.entropy is not None:
+            _require("entropy", self.entropy, (rows, width), torch.float32)
 
     def __len__(self) -> int:
         return len(self.batch)

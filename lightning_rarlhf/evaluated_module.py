@@ -69,7 +69,8 @@ class EvaluatedModule(GuardedModule):
         # a reference on the actor's own trunk makes a full pass: old log-probabilities by the same pass differ by 0
         exact = self.actor.samples_exactly and not isinstance(self.reference, WithoutAdapter)
         decoder = CachedDecoder(self.actor, keep_hidden=exact)
-        samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, self.actor.eos_token_ids)
+        ends = self.actor.eos_token_ids
+        samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, ends, keep_logprobs=exact)
         return replace(samples, hidden=decoder.hidden())
 
     def score(self, samples: Samples) -> Tensor:

@@ -14,6 +14,7 @@ from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.functional.logprobs import chunk_of, token_logprobs, token_logprobs_and_entropy
 from lightning_rarlhf.functional.sequences import position_ids
+from lightning_rarlhf.fused_gelu import fuse_gelu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +39,7 @@ class LanguageModel(nn.Module):
     def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int]) -> None:
         super().__init__()
         self.lm = lm.eval()
-        _fuse_gelu(self.lm)
+        fuse_gelu(self.lm)
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
 
@@ -96,7 +97,7 @@ class LanguageModel(nn.Module):
 
     def token_logprobs(self, hidden: Tensor, tokens: Tensor, mask: Tensor, sampling: SamplingConfig) -> Tensor:
         """log π of `tokens` [B, T] from the hidden states that predict them; f32 [B, T], 0 where nothing counts."""
-        chunk = chunk_of(self.vocabulary)
+        chunk = chunk_of(self.vocabulary, with_gradients=torch.is_grad_enabled())
         return token_logprobs(hidden, tokens, self.head, sampling, self.eos_token_ids, mask=mask, chunk=chunk)
 
     def response_logprobs(self, samples: Samples, sampling: SamplingConfig) -> Tensor:
@@ -165,13 +166,15 @@ class ActorCritic(LanguageModel):
 
     @torch.no_grad()
     def statistics(self, samples: Samples, sampling: SamplingConfig) -> PolicyStatistics:
-        """Old log-probabilities, values, entropies, from sampling's hidden states or by the update's forward pass.
+        """Old log-probabilities, values, entropies, from the sampling loop or by the update's forward pass.
 
         Sampling keeps its hidden states where they are a full forward pass's up to float32 rounding, so ratios start at
         1 within 1e-5; elsewhere the pass is made again, and they start at 1.
         """
         width = samples.response_mask.shape[1]
         hidden = samples.hidden
+        if hidden is not None and samples.logprobs is not None and samples.entropy is not None:
+            return PolicyStatistics(samples.logprobs, self._values(hidden), samples.entropy)
         if hidden is None:
             hidden = self.before_responses(samples.sequences, samples.attention_mask, width)
         tokens = samples.sequences[:, -width:]
@@ -182,7 +185,7 @@ class ActorCritic(LanguageModel):
             sampling,
             self.eos_token_ids,
             mask=samples.response_mask,
-            chunk=chunk_of(self.vocabulary),
+            chunk=chunk_of(self.vocabulary, with_gradients=False),
         )
         return PolicyStatistics(logprobs, self._values(hidden), entropy)
 
@@ -222,16 +225,6 @@ def _occupied(attention_mask: Tensor, at_most: int) -> tuple[int, int]:
         return at_most, attention_mask.shape[1]
     first, last = torch.stack([columns[0], columns[-1]]).tolist()
     return min(first, at_most), last + 1
-
-
-def _fuse_gelu(lm: PreTrainedModel) -> None:
-    """Put torch's own tanh-GELU where transformers spells the same formula out in eight passes over memory."""
-    from transformers.activations import NewGELUActivation
-
-    for module in lm.modules():
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 @contextmanager

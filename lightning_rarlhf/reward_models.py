@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_rarlhf.config import DType, Judge
 from lightning_rarlhf.errors import ModelError, RewardError, ScoreError, first_few
+from lightning_rarlhf.fused_gelu import fuse_gelu
 from lightning_rarlhf.hub import require_model
 from lightning_rarlhf.own_code import load_pretrained, trust
 from lightning_rarlhf.retries import RetryConfig, call_scorer
@@ -267,6 +268,7 @@ def _load_classifier(
         model.config.pad_token_id = tokenizer.pad_token_id
     limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
     limit = min((int(n) for n in limits if n is not None and n < 10**9), default=None)
+    fuse_gelu(model)
     return model.eval().requires_grad_(False), tokenizer, column, limit
 
 

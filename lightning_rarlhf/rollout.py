@@ -47,7 +47,7 @@ def evaluate_samples(
     """Add what policy, critic and reference say of the samples (steps 4 and 5 of the iteration)."""
     logprobs, values, entropy = policy.statistics(samples, sampling)
     return Rollout(
-        samples=replace(samples, hidden=None),
+        samples=replace(samples, hidden=None, logprobs=None, entropy=None),
         scores=scores,
         logprobs=logprobs,
         ref_logprobs=reference.response_logprobs(samples, sampling),

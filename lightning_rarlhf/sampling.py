@@ -17,8 +17,9 @@ from torch import Tensor
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.errors import ModelError, NumericalError, first_few
-from lightning_rarlhf.functional.logprobs import eos_ban, warp
+from lightning_rarlhf.functional.logprobs import entropy_of, eos_ban, warp
 from lightning_rarlhf.functional.sequences import position_ids
+from lightning_rarlhf.kv_cache import roomy_cache
 from lightning_rarlhf.policy import LanguageModel
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ class CachedTrunk:
 
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Read left-padded prompts [B, P]; return the last hidden state of every token, [B, P, H]."""
-        from transformers import DynamicCache
-
-        self._cache = DynamicCache(config=self._model.lm.config)
+        self._cache = roomy_cache(self._model.lm.config)
         return self._forward(input_ids, attention_mask, position_ids(attention_mask))
 
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
@@ -142,7 +141,8 @@ def sample(
         seed: of the random numbers.
         tokenizer: decodes the responses.
         eos_token_ids: i64 [n], tokens that end a response.
-        keep_logprobs: fill `Samples.logprobs`, for decoders whose distribution no single forward pass gives again.
+        keep_logprobs: fill `Samples.logprobs` and `Samples.entropy`, where a forward pass would give them again at a
+            cost, or would not give them at all.
 
     Raises:
         NumericalError: the decoder's logits are no distribution, for the prompts that are named.
@@ -154,13 +154,16 @@ def sample(
     logits = decoder.start(batch.input_ids, mask)
     drawn: list[Tensor] = []
     logprobs: list[Tensor] = []
+    entropies: list[Tensor] = []
     for step in range(sampling.max_new_tokens):
         warped = _warped(logits, step, sampling, eos_token_ids)
         token = _draw(warped, uniforms[:, step])
         broken = broken | (alive & (token < 0))
         token = token.clamp(min=0)
         if keep_logprobs:
-            logprobs.append(warped.log_softmax(dim=-1).gather(1, token[:, None]).squeeze(1).where(alive, 0.0))
+            of_all = warped.log_softmax(dim=-1)
+            logprobs.append(of_all.gather(1, token[:, None]).squeeze(1).where(alive, 0.0))
+            entropies.append(entropy_of(of_all).where(alive, 0.0))
         drawn.append(token.where(alive, torch.full_like(token, _pad_id(tokenizer))))
         mask = torch.cat([mask, alive[:, None]], dim=1)
         alive = alive & ~torch.isin(token, eos_token_ids)
@@ -176,6 +179,7 @@ def sample(
         response_mask=counts,
         responses=tuple(decode_responses(batch, tokens, counts, tokenizer)),
         logprobs=torch.stack(logprobs, dim=1) if keep_logprobs else None,
+        entropy=torch.stack(entropies, dim=1) if keep_logprobs else None,
     )
 
 

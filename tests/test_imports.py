@@ -60,7 +60,8 @@ PLACES = (
     Place("lightning_rarlhf/kl_control.py", 1),
     Place("lightning_rarlhf/classifier.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py")),
     Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py")),
-    Place("lightning_rarlhf/policy.py", 1),
+    Place("lightning_rarlhf/fused_gelu.py", 1),
+    Place("lightning_rarlhf/policy.py", 1, ("lightning_rarlhf/fused_gelu.py",)),
     Place("lightning_rarlhf/lora.py", 1, ("lightning_rarlhf/policy.py",)),
     Place(
         "lightning_rarlhf/policy_loading.py",
@@ -76,9 +77,15 @@ PLACES = (
     Place(
         "lightning_rarlhf/reward_models.py",
         1,
-        ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py", "lightning_rarlhf/retries.py"),
+        (
+            "lightning_rarlhf/hub.py",
+            "lightning_rarlhf/own_code.py",
+            "lightning_rarlhf/fused_gelu.py",
+            "lightning_rarlhf/retries.py",
+        ),
     ),
-    Place("lightning_rarlhf/sampling.py", 1, ("lightning_rarlhf/policy.py",)),
+    Place("lightning_rarlhf/kv_cache.py", 1),
+    Place("lightning_rarlhf/sampling.py", 1, ("lightning_rarlhf/kv_cache.py", "lightning_rarlhf/policy.py")),
     Place("lightning_rarlhf/policy_rules.py", 1),
     Place(
         "lightning_rarlhf/quark_policy.py",

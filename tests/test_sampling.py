@@ -86,13 +86,16 @@ class TestEveryFamily:
         actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folders[family])), tokenizer)
         sampling = SamplingConfig(max_new_tokens=12, temperature=0.8)
         decoder = CachedDecoder(actor, keep_hidden=True)
-        samples = sample(decoder, batch_of(PROMPTS), sampling, SEED, tokenizer, actor.eos_token_ids)
+        ends = actor.eos_token_ids
+        samples = sample(decoder, batch_of(PROMPTS), sampling, SEED, tokenizer, ends, keep_logprobs=True)
         full = actor.statistics(samples, sampling)
-        kept = actor.statistics(replace(samples, hidden=decoder.hidden()), sampling)
-        for name in full._fields:
-            mine, theirs = getattr(kept, name), getattr(full, name)
-            assert mine.shape == samples.response_mask.shape
-            torch.testing.assert_close(mine[samples.response_mask], theirs[samples.response_mask], atol=1e-5, rtol=0)
+        with_all = replace(samples, hidden=decoder.hidden())
+        for drawn in (with_all, replace(with_all, logprobs=None, entropy=None)):
+            kept = actor.statistics(drawn, sampling)
+            for name in full._fields:
+                mine, theirs = getattr(kept, name), getattr(full, name)
+                assert mine.shape == drawn.response_mask.shape
+                torch.testing.assert_close(mine[drawn.response_mask], theirs[drawn.response_mask], atol=1e-5, rtol=0)
 
     def test_neither_padding_nor_neighbours_change_a_response(self, policy_folders, family):
         tokenizer = load_tokenizer(str(policy_folders[family]))

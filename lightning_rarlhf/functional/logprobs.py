@@ -20,6 +20,7 @@ Head = Callable[[Tensor], Tensor]
 """Maps hidden states [N, H] to logits [N, V]."""
 
 _CHUNK_BYTES = 128 * 2**20  # of logits that exist at one time: 667 tokens of GPT-2
+_CHUNK_BYTES_WITHOUT_GRADIENTS = 32 * 2**20  # small chunks cost nothing where nothing is computed twice
 
 
 def warp(logits: Tensor, sampling: SamplingConfig, *, ban: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
@@ -84,9 +85,9 @@ def eos_ban(steps: Tensor, width: int, eos_token_ids: Tensor, sampling: Sampling
     return ban
 
 
-def chunk_of(vocabulary: int) -> int:
+def chunk_of(vocabulary: int, *, with_gradients: bool) -> int:
     """Tokens whose float32 logits fit into one chunk."""
-    return max(1, _CHUNK_BYTES // (4 * vocabulary))
+    return max(1, (_CHUNK_BYTES if with_gradients else _CHUNK_BYTES_WITHOUT_GRADIENTS) // (4 * vocabulary))
 
 
 def token_logprobs(
@@ -154,8 +155,8 @@ def token_logprobs_and_entropy(
 
 def entropy_of(logprobs: Tensor) -> Tensor:
     """−Σ_a π(a) log π(a) in nats of normalised log-probabilities, −inf allowed: [N, V] → [N]."""
-    entropy: Tensor = torch.special.entr(logprobs.exp()).sum(dim=-1)
-    return entropy
+    # where log π is −inf, π is 0 and so is their product; `special.entr` would take the logarithm again
+    return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)
 
 
 def _pieces(
@@ -207,6 +208,6 @@ class _LogSoftmaxAt(torch.autograd.Function):
         of_all, tokens = ctx.saved_tensors
         grad: Tensor = grads[0][:, None]
         # d log π(a) / d logit(b) = [a = b] − π(b)
-        of_logits: Tensor = of_all.exp()
+        of_logits: Tensor = of_all.exp_()  # in place: nothing else reads it, and a second backward pass is refused
         of_logits.mul_(-grad).scatter_add_(1, tokens[:, None], grad)
         return of_logits, None

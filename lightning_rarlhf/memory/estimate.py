@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
+from lightning_rarlhf.kv_cache import room_for
 from lightning_rarlhf.memory.networks import (
     empty_classifier,
     empty_policy,
@@ -160,7 +161,7 @@ def _prompt_pass(actor: ActorCritic, run: Run, count: Callable[[], Allocations])
         logits = decoder.start(ids, torch.ones_like(ids, dtype=torch.bool))
         kept = opened.now - logits.untyped_storage().nbytes() - _bytes_of(ids)
     peak = opened.peak
-    share = (run.prompt_tokens + run.sampling.max_new_tokens) / run.prompt_tokens
+    share = room_for(run.prompt_tokens + run.sampling.max_new_tokens) / room_for(run.prompt_tokens)
     return int(kept * share), max(0, peak - int(kept * share))
 
 
