@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_rarlhf.checkpoint_file import read_checkpoint
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.language_module import LanguageModule
@@ -78,7 +79,7 @@ class HuggingFaceExport(Callback):
             self._export(module, actor, folder)
         finally:
             actor.load_state_dict(final, strict=not adapted)
-        steps = _content(Path(checkpoint)).get("global_step", module.trainer.global_step)  # shards are read without it
+        steps = _content(Path(checkpoint))["global_step"]
         write_training(folder, module.training_record() | {"steps": steps})
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")
 
@@ -93,7 +94,7 @@ def _actor_weights(checkpoint: Path) -> dict[str, Any]:
 def _content(checkpoint: Path) -> dict[str, Any]:
     """Of a file, or of a folder of FSDP2's shards."""
     if checkpoint.is_dir():
-        return whole_checkpoint(checkpoint)
+        return read_checkpoint(checkpoint, header=True) | whole_checkpoint(checkpoint)
     content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
     return content
 

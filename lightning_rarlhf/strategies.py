@@ -116,12 +116,12 @@ def require_readable(trainer: pl.Trainer, checkpoint: str | None) -> None:
     """Refuse a folder of shards where weights are not sharded, before other processes are launched.
 
     Raises:
-        UserError: with the command that makes one file of it.
+        UserError: with the command that makes a model of it.
     """
     if checkpoint is not None and Path(checkpoint).is_dir() and not isinstance(trainer.strategy, FSDP2Strategy):
         raise UserError(
-            f"ckpt_path {checkpoint} is a folder of shards, which only --trainer.strategy fsdp2 reads; make one file "
-            f"of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint}"
+            f"ckpt_path {checkpoint} is a folder of shards, which only --trainer.strategy fsdp2 reads; for its policy "
+            f"alone: python -m lightning_rarlhf.export {checkpoint} FOLDER, and --model.policy.pretrained FOLDER"
         )
 
 

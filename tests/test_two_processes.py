@@ -213,7 +213,7 @@ def test_an_fsdp2_checkpoint_is_a_folder_of_shards_that_must_be_whole(runs, tmp_
     assert len(list(folder.glob("*.distcp"))) == 2
     with pytest.raises(SystemExit):
         train.main(runs.command("test", "full", "alone", "--ckpt_path", str(folder)))
-    assert "consolidate_checkpoint" in capsys.readouterr().err
+    assert "lightning_rarlhf.export" in capsys.readouterr().err
     copy = shutil.copytree(folder, tmp_path / "last.ckpt")
     (copy / "__1_0.distcp").unlink()
     with pytest.raises(UserError, match=r"1 of its 2 parts are missing \(__1_0\.distcp\)"):

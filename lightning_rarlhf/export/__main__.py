@@ -13,12 +13,14 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from lightning_rarlhf.checkpoint_file import read_checkpoint
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.one_line_parser import OneLineParser
 from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.quiet import quiet
+from lightning_rarlhf.sharding import whole_checkpoint
 from lightning_rarlhf.tokenizer import load_tokenizer
 from lightning_rarlhf.trained_weights import require_trained
 
@@ -27,7 +29,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: st
     """Build the policy that a checkpoint belongs to, give it the checkpoint's weights and export it.
 
     Args:
-        checkpoint: a file that `fit` wrote.
+        checkpoint: a file that `fit` wrote, or a folder of FSDP2's shards.
         folder: what to write; replaced once the copy is proven.
         form: the whole model, or the adapter alone.
         pretrained: where the starting policy is now, if it was moved; None = where the run found it.
@@ -50,10 +52,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: st
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.is_dir():
-        raise UserError(
-            f"{checkpoint}: a checkpoint in parts; join them first: "
-            f"python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint}"
-        )
+        return read_checkpoint(checkpoint, header=True) | whole_checkpoint(checkpoint)
     try:
         content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
@@ -73,7 +72,7 @@ def _policy_of(settings: dict[str, Any]) -> PolicyConfig:
 def main(args: Sequence[str] | None = None) -> int:
     """Parse `args` (none = the command line) and export; 2 and one line on the error stream for a mistake."""
     parser = OneLineParser(prog="python -m lightning_rarlhf.export", description=__doc__, formatter_class=_Formatter)
-    parser.add_argument("checkpoint", type=Path, help="file that fit wrote")
+    parser.add_argument("checkpoint", type=Path, help="file or folder of shards that fit wrote")
     parser.add_argument("folder", type=Path, help="what to write")
     parser.add_argument("--form", choices=get_args(Form), default="merged", help="whole model, or its adapter alone")
     parser.add_argument("--pretrained", help="the starting policy, if it is not where the run found it")
