@@ -114,6 +114,8 @@ class MatchedKL:
     confidence: float
     tail_size: int
     """responses in the tail; fewer than `LEAST_TAIL` are given no interval"""
+    prompts: int
+    """number that the bands rest on; of fewer than `SMALL` they may be too narrow"""
     unseeded: tuple[str, ...] = ()
     """methods with a point of a single training run, whose chance the intervals do not cover"""
 
@@ -143,6 +145,7 @@ def match_kl(sweeps: Sequence[Method], *, alpha: float, resamples: int = 1000, s
         alpha=alpha,
         confidence=confidence,
         tail_size=tail_size(scores.size, alpha),
+        prompts=len(scores),
         unseeded=tuple(sweep.label for sweep in sweeps if has_unseeded_points(sweep)),
     )
 

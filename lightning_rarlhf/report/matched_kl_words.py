@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lightning_rarlhf.functional.statistics import LEAST_TAIL
+from lightning_rarlhf.functional.statistics import LEAST_TAIL, SMALL, SMALL_NOTE
 from lightning_rarlhf.report.matched_kl import STATISTICS, Match, MatchedKL, Stretch
 
 
@@ -15,6 +15,7 @@ def statements(result: MatchedKL) -> list[str]:
     said = [line for match in result.matches for line in _statements_of(match, result)]
     if any(len(match.kl) for match in result.matches):
         said.append(_covered(result))
+        said += [SMALL_NOTE] if result.prompts < SMALL else []
     return said
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.functional.statistics import SMALL_NOTE
 from lightning_rarlhf.report.matched_kl import MatchedKL, match_kl
 from lightning_rarlhf.report.matched_kl_words import statements
 from lightning_rarlhf.report.methods import Method
@@ -144,6 +146,13 @@ def test_a_tail_of_few_prompts_makes_no_claim(tmp_path: Path) -> None:
     said = statements(match_kl(sweeps, alpha=0.05, resamples=60))
     assert "b is ahead" in said[1]
     assert "holds 6 responses" in said[2]
+    assert said[-1].startswith("† fewer than 200 prompts")  # 120 prompts
+
+
+def test_many_prompts_carry_no_dagger(tmp_path: Path) -> None:
+    some = matched(sweep(tmp_path, "a", np.sqrt), sweep(tmp_path, "b", np.sqrt, shift=50))
+    assert SMALL_NOTE in statements(some)
+    assert SMALL_NOTE not in statements(replace(some, prompts=200))
 
 
 def test_the_same_seed_gives_the_same_result(tmp_path: Path) -> None:
