@@ -41,7 +41,8 @@ class Ended:
     def failure(self) -> str:
         """What to say of an end that was not expected."""
         if self.timed_out:
-            return f"{TIMED_OUT}:\n{self.errors[-8000:]}"
+            said = [line[:200] for line in self.errors.splitlines()]
+            return "\n".join([f"{TIMED_OUT}:", *said[-200:]])
         return f"status {self.status}: {self.errors[-500:]}"
 
     @property
