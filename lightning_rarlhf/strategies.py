@@ -143,8 +143,18 @@ def usable(optimizer: Optimizer, trainer: pl.Trainer) -> Optimizer:
     """`optimizer`, without a fused kernel that torch has for whole weights only, where they are sharded.
 
     `fused` is a matter of speed and comes from the configuration's default optimizer, also for one named over it.
+
+    Raises:
+        UserError: an optimizer that cannot step on shards at all.
     """
-    if isinstance(trainer.strategy, FSDP2Strategy) and not isinstance(optimizer, torch.optim.Adam):
+    if not isinstance(trainer.strategy, FSDP2Strategy):
+        return optimizer
+    if type(optimizer).__module__.startswith("bitsandbytes."):
+        raise UserError(
+            f"model.optimizer {type(optimizer).__name__} under FSDP2: bitsandbytes cannot step on shards; name "
+            "torch.optim.AdamW, whose state is divided already, or give --trainer.strategy ddp"
+        )
+    if not isinstance(optimizer, torch.optim.Adam):
         for settings in (optimizer.defaults, *optimizer.param_groups):
             if settings.get("fused"):
                 settings["fused"] = None

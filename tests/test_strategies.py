@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.strategies import FSDP2Strategy, usable
+
+
+def test_a_fused_kernel_of_whole_weights_is_left_out_where_they_are_sharded():
+    weight = [torch.nn.Parameter(torch.zeros(2))]
+    sharded, alone = SimpleNamespace(strategy=FSDP2Strategy()), SimpleNamespace(strategy=None)
+    assert usable(torch.optim.SGD(weight, lr=1, fused=True), alone).param_groups[0]["fused"]
+    assert not usable(torch.optim.SGD(weight, lr=1, fused=True), sharded).param_groups[0]["fused"]
+    assert usable(torch.optim.AdamW(weight, lr=1, fused=True), sharded).param_groups[0]["fused"]
+
+
+def test_8_bit_optimizers_are_refused_where_weights_are_sharded():
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    trainer = SimpleNamespace(strategy=FSDP2Strategy())
+    with pytest.raises(UserError, match=r"PagedAdamW8bit under FSDP2: .*; name torch\.optim\.AdamW"):
+        usable(PagedAdamW8bit([torch.nn.Parameter(torch.zeros(2))], lr=1), trainer)
