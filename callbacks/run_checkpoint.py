@@ -83,6 +83,7 @@ class RunCheckpoint(SafeCheckpoint):
         self._last_written_at = -1
         self._written_when = time.monotonic()  # which no change of the clock moves
         self._owes_validation = False
+        self._unwritten: NotWrittenError | None = None
         self._refused = 0
         self.record: dict[str, Any] = {}
         """the run's settings, for the checkpoint; the command line fills it (see `lightning_rarlhf.consent`)"""
@@ -149,6 +150,11 @@ class RunCheckpoint(SafeCheckpoint):
                 "validations; raise checkpoint.max_rise, or the KL penalty"
             )
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Do not let a run whose final state could not be written end as if all was well; exports are done by now."""
+        if stage == "fit" and self._unwritten is not None:
+            raise self._unwritten
+
     def write_last(self, trainer: pl.Trainer, *, owes_validation: bool = False) -> None:
         """Write ``last.ckpt``, unless it has this state already; to be called between two iterations.
 
@@ -163,8 +169,10 @@ class RunCheckpoint(SafeCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         except NotWrittenError as error:
             self._or_go_on(error)
+            self._unwritten = error
         else:
             self._last_written_at = trainer.global_step
+            self._unwritten = None
         self._written_when = time.monotonic()
 
     @property

@@ -50,11 +50,14 @@ def settings_of_method(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprints(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Of each setting that names a local file or folder: a hash that tells whether its content is the same."""
+    """Of each model or data setting that names a local file or folder: a hash that tells whether it is the same.
+
+    What callbacks name is mostly written by them.
+    """
     named = {
         key: Path(value).expanduser()
         for key, value in settings.items()
-        if isinstance(value, str) and _PATH.fullmatch(key)
+        if isinstance(value, str) and _PATH.fullmatch(key) and not key.startswith("trainer.")
     }
     return {key: fingerprint(path) for key, path in named.items() if path.exists()}
 

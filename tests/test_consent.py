@@ -157,3 +157,11 @@ def test_only_settings_that_name_files_are_looked_up(tmp_path, monkeypatch):
     (tmp_path / "float32").mkdir()
     monkeypatch.chdir(tmp_path)
     assert fingerprints(settings_of_method(CONFIG)) == {}
+
+
+def test_a_file_that_a_callback_writes_may_grow(tmp_path):
+    callback = {"class_path": "my.Journal", "init_args": {"path": str(tmp_path / "journal")}}
+    (tmp_path / "journal").write_text("1")
+    settings = settings_of_method(changed("trainer/callbacks", [callback]))
+    assert settings["trainer.callbacks.Journal.path"] == str(tmp_path / "journal")
+    assert fingerprints(settings) == {}

@@ -256,6 +256,13 @@ def test_a_full_disk_may_be_waited_out(tmp_path):
     assert Path(callback.best_model_path).name == "best-step=2.ckpt"
 
 
+@pytest.mark.filterwarnings("ignore:iteration [56]")
+def test_a_run_whose_final_state_could_not_be_written_does_not_end_well(tmp_path):
+    with pytest.raises(UserError, match="iteration 6: checkpoint .* could not be written: File too large"):
+        fit(SCRIPT, [FullDisk(5, 9), checkpoint(tmp_path, every_n_iterations=1, on_write_error="continue")], tmp_path)
+    assert weight(tmp_path / "checkpoints" / "last.ckpt") == 4
+
+
 def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best-step=3.ckpt.partial").write_text("half")
