@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -25,6 +26,13 @@ def results_of(folder: Path) -> dict:
 
 def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+
+
+def test_what_a_filter_takes_from_the_policy_counts_as_kl(world, tmp_path):
+    run(world, tmp_path, "--model.sampling.top_p", "0.5")
+    rows = rows_of(tmp_path)
+    assert all(row["kl"] > 0 for row in rows)  # against the policy itself, unfiltered
+    assert all(row["kl"] <= row["tokens"] * math.log(2) + 1e-4 for row in rows)  # at least half of the mass is kept
 
 
 def test_every_method_fills_the_same_files(world, tmp_path, capsys):
