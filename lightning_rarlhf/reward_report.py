@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 RESULTS = "reward_results.json"
 PICTURE = "reliability.png"
 _BINS = 15
+_COLUMNS = 3
 
 
 def measures_of_labels(scores: Array, labels: Array, names: list[str]) -> dict[str, Interval]:
@@ -132,19 +134,27 @@ def _rows(found: Reliability) -> list[dict[str, float]]:
 
 
 def _draw(bins: Mapping[str, Reliability], path: Path) -> None:
+    """A panel a label: observed frequency against predicted probability, with Clopper-Pearson intervals of each bin."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="#B0B6BA", linewidth=1, linestyle=(0, (4, 3)))
-    for number, (name, found) in enumerate(bins.items()):
+    columns = min(_COLUMNS, len(bins))
+    rows = math.ceil(len(bins) / columns)
+    figure = Figure(figsize=(1.2 + 2.9 * columns, 0.7 + 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for (name, found), axes in zip(bins.items(), panels, strict=False):
         filled: NDArray[np.bool_] = found.counts > 0
         p, f, n = found.confidence[filled], found.frequency[filled], found.counts[filled]
-        error = 1.96 * np.sqrt(np.clip(f * (1 - f), 0, None) / n)
-        colour = PALETTE[1:][number % (len(PALETTE) - 1)]
-        axes.errorbar(p, f, yerr=error, color=colour, marker="o", markersize=4, linewidth=1.2, capsize=2, label=name)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted probability", ylabel="observed frequency")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
+        bounds = [clopper_pearson(round(share * count), int(count), 0.95) for share, count in zip(f, n, strict=True)]
+        low, high = np.array([[b.low for b in bounds], [b.high for b in bounds]])
+        axes.plot([0, 1], [0, 1], color="#B0B6BA", linewidth=1, linestyle=(0, (4, 3)))
+        error = [np.clip(f - low, 0, None), np.clip(high - f, 0, None)]
+        axes.errorbar(p, f, yerr=error, color=PALETTE[2], marker="o", markersize=4, linewidth=1.2, capsize=2)
+        axes.set_title(f"{name}, {int(n.sum()):,} texts" if len(bins) > 1 else name, fontsize=10, parse_math=False)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in list(panels):
+        axes.set_axis_off()  # of a last row that is not full
+    figure.supxlabel("predicted probability", fontsize=10)
+    figure.supylabel("observed frequency; bars: 95 % Clopper-Pearson", fontsize=10)
     with in_one_move(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
