@@ -62,8 +62,7 @@ def load_classifier(config: BackboneConfig, labels: Sequence[str], pad_token_id:
         problem_type="multi_label_classification",
         ignore_mismatched_sizes=True,
     )
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = pad_token_id
+    model.config.pad_token_id = pad_token_id  # GPT-2's kind reads the last token that is no pad token
     return model
 
 

@@ -264,8 +264,7 @@ def _load_classifier(
     column = _column(name, {int(k): str(v) for k, v in model.config.id2label.items()}, label)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's kind reads the last token that is no pad token
     limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
     limit = min((int(n) for n in limits if n is not None and n < 10**9), default=None)
     fuse_gelu(model)

@@ -12,18 +12,26 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
-from torchmetrics.classification import BinaryAUROC
 
 from lightning_rarlhf.classifier import export_classifier, load_classifier, load_classifier_tokenizer
 from lightning_rarlhf.config import BackboneConfig, GuardConfig
 from lightning_rarlhf.data_types import LabelledBatch, PreferenceBatch
+from lightning_rarlhf.distributed import gather_items
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
 from lightning_rarlhf.guarded_module import GuardedModule
 from lightning_rarlhf.resume import reapply_settings, settings_of
-from lightning_rarlhf.reward_report import both_ways, measures_of_labels, measures_of_pairs, write_reward_report
+from lightning_rarlhf.reward_report import (
+    aurocs_of_labels,
+    both_ways,
+    known_by_label,
+    measures_of_labels,
+    measures_of_pairs,
+    write_reward_report,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -146,54 +154,56 @@ class RewardModule(GuardedModule):
 
     def on_validation_epoch_start(self) -> None:
         self._loss = MeanMetric().to(self.device)
-        self._right = MeanMetric().to(self.device)
-        self._aurocs = [BinaryAUROC(thresholds=None).to(self.device) for _ in self.label_names]
+        self._rows: list[tuple[list[float], list[float]]] = []
 
     def validation_step(self, batch: RewardBatch, batch_idx: int) -> None:
-        """Collect loss, and AUC of each label or accuracy of the pairs."""
+        """Collect the loss, and logits and labels, or margins."""
         loss, found = self._outcome(batch)
         self._loss.update(loss, len(batch))
-        if isinstance(batch, PreferenceBatch):
-            self._right.update((found > 0).float() + 0.5 * (found == 0).float())
-            return
-        for column, metric in enumerate(self._aurocs):
-            known = batch.labels[:, column].isfinite()
-            if known.any():
-                metric.update(found[known, column], batch.labels[known, column].long())
+        self._collect(batch, found)
 
     def on_validation_epoch_end(self) -> None:
+        """Log loss, and the AUC of each label that was seen with both classes, or the accuracy of the pairs."""
+        found, labels = self._collected()
         figures: dict[str, Any] = {"val/loss": self._loss.compute()}
-        if self._right.update_count:
-            figures["val/accuracy"] = self._right.compute()
+        if labels.shape[1]:
+            aurocs = aurocs_of_labels(found, labels, self.label_names)
+            figures |= {f"val/{name}/auroc": value for name, value in aurocs.items()}
+            figures |= {"val/auroc": float(np.mean(list(aurocs.values())))} if aurocs else {}
         else:
-            aurocs = {f"val/{name}/auroc": m.compute() for name, m in zip(self.label_names, self._aurocs, strict=True)}
-            figures |= aurocs | {"val/auroc": torch.stack(list(aurocs.values())).mean()}
-        self.log_dict(figures, prog_bar=True)
+            figures["val/accuracy"] = float(np.mean((found > 0) + 0.5 * (found == 0)))
+        self.log_dict(figures, prog_bar=True, sync_dist=True)
 
     # test
 
     def on_test_epoch_start(self) -> None:
-        self._found: list[Tensor] = []
-        self._labels: list[Tensor] = []
+        self._rows = []
 
     def test_step(self, batch: RewardBatch, batch_idx: int) -> None:
         """Collect logits and labels, or margins."""
-        self._found.append(self._outcome(batch)[1].cpu())
-        if isinstance(batch, LabelledBatch):
-            self._labels.append(batch.labels.cpu())
+        self._collect(batch, self._outcome(batch)[1])
 
     def on_test_epoch_end(self) -> None:
-        """Write reward_results.json and the picture of the calibration, and print the figures."""
-        found = torch.cat(self._found).double().numpy()
-        if self._labels:
-            labels = torch.cat(self._labels).double().numpy()
+        """Write reward_results.json and the picture of the calibration, and print the figures; process 0 alone."""
+        if not self.trainer.is_global_zero:
+            return
+        found, labels = self._collected()
+        if labels.shape[1]:
             metrics = measures_of_labels(found, labels, self.label_names)
-            known = np.isfinite(labels)
-            columns = enumerate(self.label_names)
-            curves = {name: (found[known[:, c], c], labels[known[:, c], c]) for c, name in columns}
+            curves = known_by_label(found, labels, self.label_names)
         else:
-            metrics, curves = measures_of_pairs(found), {"pairs": both_ways(found)}
+            metrics, curves = measures_of_pairs(found[:, 0]), {"pairs": both_ways(found[:, 0])}
         write_reward_report(Path(self.trainer.default_root_dir), metrics, curves, self._identity())
+
+    def _collect(self, batch: RewardBatch, found: Tensor) -> None:
+        """Keep the rows of all processes, in the order in which one process would see them."""
+        labels = batch.labels.tolist() if isinstance(batch, LabelledBatch) else [[]] * len(batch)
+        self._rows += gather_items(list(zip(found.reshape(len(batch), -1).tolist(), labels, strict=True)))
+
+    def _collected(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Logits and labels, [n, L] each; of pairs the margins [n, 1] and labels [n, 0]."""
+        found, labels = zip(*self._rows, strict=True)
+        return np.array(found, dtype=np.float64), np.array(labels, dtype=np.float64)
 
     def _identity(self) -> dict[str, Any]:
         data = getattr(self.trainer, "datamodule", None)

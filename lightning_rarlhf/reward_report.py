@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from lightning_rarlhf.functional.classification import (
     Array,
     Reliability,
     auroc,
+    calibration_null,
     expected_calibration_error,
     reliability,
 )
@@ -34,28 +35,63 @@ _BINS = 15
 _COLUMNS = 3
 
 
-def measures_of_labels(scores: Array, labels: Array, names: list[str]) -> dict[str, Interval]:
-    """AUC, calibration error, log loss and accuracy of each label.
+@dataclass(frozen=True)
+class Calibration:
+    """The estimated calibration error and what it would be by chance; no interval, as the estimate is biased upward."""
+
+    estimate: float
+    """mean |confidence − frequency|"""
+    null_low: float
+    """95 % of the estimates lie from here ..."""
+    null_high: float
+    """... to here where the model's probabilities are right; above it they are not"""
+    n: int
+    """predictions, or pairs"""
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f}, {self.null_low:.3f} to {self.null_high:.3f} if calibrated, n = {self.n}"
+
+
+Measures = dict[str, Interval | Calibration]
+
+
+def known_by_label(scores: Array, labels: Array, names: list[str]) -> dict[str, tuple[Array, Array]]:
+    """Logits and labels [n] of the texts of which the label is known, of each label that has any; both [n, L]."""
+    known = np.isfinite(labels)
+    columns = {name: known[:, column] for column, name in enumerate(names)}
+    return {
+        name: (scores[rows, column], labels[rows, column])
+        for column, (name, rows) in enumerate(columns.items())
+        if rows.any()
+    }
+
+
+def aurocs_of_labels(scores: Array, labels: Array, names: list[str]) -> dict[str, float]:
+    """AUC of each label that has both classes; [n, L], [n, L]."""
+    found = known_by_label(scores, labels, names)
+    return {name: float(auroc(z, y)) for name, (z, y) in found.items() if _both_classes(y)}
+
+
+def measures_of_labels(scores: Array, labels: Array, names: list[str]) -> Measures:
+    """AUC, calibration error, log loss and accuracy of each label; no AUC where only one class was seen.
 
     Args:
         scores: [n, L], logits.
-        labels: [n, L], 0, 1 or NaN = unknown; each label has both classes.
+        labels: [n, L], 0, 1 or NaN = unknown.
         names: L.
     """
-    found: dict[str, Interval] = {}
-    for column, name in enumerate(names):
-        known = np.isfinite(labels[:, column])
-        z, y = scores[known, column], labels[known, column]
-        table = np.stack([z, y], axis=1)
-        found[f"{name}/auroc"] = bootstrap_interval(table, _auroc)
-        found[f"{name}/calibration_error"] = bootstrap_interval(table, _calibration_error)
+    found: Measures = {}
+    for name, (z, y) in known_by_label(scores, labels, names).items():
+        if _both_classes(y):
+            found[f"{name}/auroc"] = bootstrap_interval(np.stack([z, y], axis=1), _auroc)
+        found[f"{name}/calibration_error"] = _calibration(z, y)
         found[f"{name}/log_loss"] = mean_interval(np.logaddexp(0, z) - z * y)
         found[f"{name}/accuracy"] = clopper_pearson(int(((z > 0) == (y == 1)).sum()), len(y), 0.95)
         found[f"{name}/positives"] = clopper_pearson(int(y.sum()), len(y), 0.95)
     return found
 
 
-def measures_of_pairs(margins: Array) -> dict[str, Interval]:
+def measures_of_pairs(margins: Array) -> Measures:
     """Accuracy, log loss and calibration error of the margins r_chosen − r_rejected, [n]; a tie is half right.
 
     Calibration looks at each pair both ways round: how often does the one win that wins with probability σ(margin)?
@@ -63,7 +99,7 @@ def measures_of_pairs(margins: Array) -> dict[str, Interval]:
     return {
         "pairs/accuracy": mean_interval((margins > 0) + 0.5 * (margins == 0)),
         "pairs/log_loss": mean_interval(np.logaddexp(0, -margins)),
-        "pairs/calibration_error": bootstrap_interval(margins[:, None], _pair_calibration_error),
+        "pairs/calibration_error": _calibration(margins, None),
     }
 
 
@@ -74,7 +110,7 @@ def both_ways(margins: Array) -> tuple[Array, Array]:
 
 def write_reward_report(
     folder: Path,
-    metrics: Mapping[str, Interval],
+    metrics: Mapping[str, Interval | Calibration],
     curves: Mapping[str, tuple[Array, Array]],
     identity: Mapping[str, Any],
 ) -> None:
@@ -88,40 +124,39 @@ def write_reward_report(
     """
     bins = {name: reliability(_sigmoid(scores), labels, _BINS) for name, (scores, labels) in curves.items()}
     content = {
-        "schema_version": 1,
+        "schema_version": 2,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_version": __version__,
         **identity,
-        "metrics": {name: asdict(interval) for name, interval in metrics.items()},
+        "metrics": {name: asdict(figure) for name, figure in metrics.items()},
         "reliability": {name: _rows(found) for name, found in bins.items()},
     }
     with in_one_move(folder / RESULTS) as path:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     _draw(bins, folder / PICTURE)
-    for name, interval in metrics.items():
-        print(f"{name}: {interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f}), n = {interval.n}")
+    for name, figure in metrics.items():
+        print(f"{name}: {figure if isinstance(figure, Calibration) else _said(figure)}")
+
+
+def _said(interval: Interval) -> str:
+    return f"{interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f}), n = {interval.n}"
 
 
 def _auroc(sample: Array, axis: int) -> Array:
     return auroc(sample[..., 0], sample[..., 1], axis=axis)
 
 
-def _calibration_error(sample: Array, axis: int) -> Array:
-    return _over_samples(sample, axis, lambda one: (one[:, 0], one[:, 1]))
+def _both_classes(labels: Array) -> bool:
+    return bool(0 < labels.sum() < len(labels))
 
 
-def _pair_calibration_error(sample: Array, axis: int) -> Array:
-    return _over_samples(sample, axis, lambda one: both_ways(one[:, 0]))
-
-
-def _over_samples(sample: Array, axis: int, split: Any) -> Array:
-    """Calibration error of [n, m], or of each of the bootstrap samples [s, n, m]."""
-    samples = sample if axis else sample[None]
-    errors = []
-    for one in samples:
-        scores, labels = split(one)
-        errors.append(expected_calibration_error(reliability(_sigmoid(scores), labels, _BINS)))
-    return np.array(errors) if axis else np.array(errors[0])
+def _calibration(scores: Array, labels: Array | None) -> Calibration:
+    """Of logits and labels [n], or of the margins of pairs."""
+    logits, outcomes = both_ways(scores) if labels is None else (scores, labels)
+    null = calibration_null(_sigmoid(scores), _BINS, mirrored=labels is None)
+    low, high = np.quantile(null, [0.025, 0.975])
+    estimate = expected_calibration_error(reliability(_sigmoid(logits), outcomes, _BINS))
+    return Calibration(estimate, float(low), float(high), len(scores))
 
 
 def _sigmoid(scores: Array) -> Array:

@@ -92,6 +92,22 @@ def test_a_single_label_needs_no_name(tmp_path):
     assert loaded(save_classifier(tmp_path / "one", labels=("score",)))(PROMPTS, RESPONSES).shape == (4,)
 
 
+def test_a_decoder_classifier_that_pads_with_another_token_than_its_config_says_scores_batches_alike(tmp_path):
+    from transformers import AutoModelForSequenceClassification, GPT2Config
+
+    from lightning_rarlhf.classifier import load_classifier
+    from lightning_rarlhf.config import BackboneConfig
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=17, n_embd=16, n_layer=1, n_head=2, n_positions=64, num_labels=1, pad_token_id=0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, pad="<pad>")
+    reward = loaded(tmp_path)
+    alone = torch.cat([reward([p], [r]) for p, r in zip(PROMPTS, RESPONSES, strict=True)])
+    torch.testing.assert_close(reward(PROMPTS, RESPONSES), alone, atol=1e-6, rtol=1e-5)
+    assert load_classifier(BackboneConfig(pretrained=str(tmp_path)), ["LABEL_0"], 2).config.pad_token_id == 2
+
+
 def test_a_decoder_classifier_without_pad_token_scores_batches_as_it_scores_single_texts(tmp_path):
     from transformers import AutoModelForSequenceClassification, GPT2Config
 

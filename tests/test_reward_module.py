@@ -129,6 +129,42 @@ def test_a_language_model_can_be_the_backbone_and_the_loss_is_bradley_terrys(tmp
     torch.testing.assert_close(module.training_step(batch, 0), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_figures_are_of_all_processes_rows_and_process_0_alone_writes(tmp_path, monkeypatch):
+    """Another process's rows come in at each batch; a label of one class gets no AUC, in validation or in test."""
+    from types import SimpleNamespace
+
+    from lightning_rarlhf import reward_module
+    from lightning_rarlhf.data_types import LabelledBatch
+
+    rows = torch.zeros(3, 1, dtype=torch.int64)
+    labels = torch.tensor([[1.0, 1.0], [1.0, torch.nan], [1.0, 1.0]])
+    batch = LabelledBatch(input_ids=rows, attention_mask=rows.bool(), labels=labels)
+    other = ([-9.0, 1.0], [0.0, 1.0])
+    monkeypatch.setattr(reward_module, "gather_items", lambda items: [items[0], other, *items[1:]])
+    module = reward_module.RewardModule()
+    module.label_names = ["toxic", "kind"]
+    module._outcome = lambda batch: (torch.tensor(0.5), torch.tensor([[2.0, 1.0], [-1.0, 0.0], [3.0, 2.0]]))
+    logged = {}
+    module.log_dict = lambda figures, **kwargs: logged.update(figures)
+    module.on_validation_epoch_start()
+    module.validation_step(batch, 0)
+    module.on_validation_epoch_end()
+    assert logged == {"val/loss": torch.tensor(0.5), "val/toxic/auroc": 1.0, "val/auroc": 1.0}
+    for first in (False, True):
+        module._trainer = SimpleNamespace(
+            is_global_zero=first, default_root_dir=str(tmp_path), ckpt_path=None, datamodule=None
+        )
+        module.on_test_epoch_start()
+        module.test_step(batch, 0)
+        module.on_test_epoch_end()
+        assert (tmp_path / "reward_results.json").exists() == first
+    metrics = json.loads((tmp_path / "reward_results.json").read_text())["metrics"]
+    assert metrics["toxic/auroc"]["n"] == 4
+    assert metrics["toxic/calibration_error"].keys() == {"estimate", "null_low", "null_high", "n"}
+    assert metrics["kind/accuracy"]["n"] == 3
+    assert "kind/auroc" not in metrics
+
+
 def test_a_fit_resumes(backbone, tmp_path):
     data = write_csv(tmp_path / "labelled.csv", texts(120))
     config = ["--config", str(ROOT / "configs" / "reward" / "labels.yaml"), "--data.path", str(data)]

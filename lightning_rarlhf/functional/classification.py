@@ -58,3 +58,28 @@ def expected_calibration_error(found: Reliability) -> float:
     filled = found.counts > 0
     gaps = np.abs(found.confidence - found.frequency)[filled]
     return float((gaps * found.counts[filled]).sum() / found.counts.sum())
+
+
+def calibration_null(
+    probabilities: ArrayLike, bins: int = 15, *, mirrored: bool = False, simulations: int = 1000, seed: int = 0
+) -> Array:
+    """Calibration errors of a model whose probabilities are right: outcomes are drawn from them; f64 [simulations].
+
+    The estimated error of finitely many predictions is above 0 even then, so it means little without these.
+
+    Args:
+        probabilities: [n].
+        bins: as in `reliability`.
+        mirrored: each prediction also counts turned round, 1 − p of the opposite outcome (pairs).
+        simulations: how often outcomes are drawn.
+        seed: of the draws.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    draw = np.random.default_rng(seed)
+    both = np.concatenate([p, 1 - p]) if mirrored else p
+    errors = np.empty(simulations)
+    for number in range(simulations):
+        y = draw.random(len(p)) < p
+        outcomes = np.concatenate([y, ~y]) if mirrored else y
+        errors[number] = expected_calibration_error(reliability(both, outcomes, bins))
+    return errors

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
-from lightning_rarlhf.functional.classification import auroc, expected_calibration_error, reliability
+from lightning_rarlhf.functional.classification import auroc, calibration_null, expected_calibration_error, reliability
 
 
 @pytest.mark.parametrize("levels", [5, 1000])
@@ -45,3 +45,17 @@ def test_calibration_agrees_with_torchmetrics():
     y = (rng.uniform(size=500) < p**2).astype(np.int64)
     theirs = binary_calibration_error(torch.from_numpy(p), torch.from_numpy(y), n_bins=15)
     assert expected_calibration_error(reliability(p, y, bins=15)) == pytest.approx(theirs.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_calibrated_probabilities_lie_in_the_range_of_chance_and_others_above_it(mirrored):
+    draw = np.random.default_rng(0)
+    inside = 0
+    for repeat in range(40):
+        p = draw.uniform(size=200)
+        y = draw.uniform(size=200) < p
+        both, outcomes = (np.concatenate([p, 1 - p]), np.concatenate([y, ~y])) if mirrored else (p, y)
+        low, high = np.quantile(calibration_null(p, mirrored=mirrored, simulations=200, seed=repeat), [0.025, 0.975])
+        inside += low <= expected_calibration_error(reliability(both, outcomes)) <= high
+    assert inside >= 34
+    assert expected_calibration_error(reliability(p, ~y)) > high
