@@ -130,6 +130,6 @@ class _GeDiDecoder(JointDecoder):
 
     def combine(self, logits: Sequence[Tensor]) -> Tensor:
         base, *classes = logits
-        posterior = class_logposterior(torch.stack(classes, dim=-1), self._tokens[:, None, None])[..., 0]
+        posterior = class_logposterior(torch.stack(classes), self._tokens[:, None], dim=0)[0]
         method = self._method
         return gedi(base, posterior, method.omega, method.rho, method.tau, self.ban(base))

@@ -33,7 +33,7 @@ def dexperts(base: Tensor, expert: Tensor, anti_expert: Tensor, alpha: float, in
     return combined.masked_fill(~inside, -torch.inf)
 
 
-def class_logposterior(class_logprobs: Tensor, tokens: int | Tensor) -> Tensor:
+def class_logposterior(class_logprobs: Tensor, tokens: int | Tensor, dim: int = -1) -> Tensor:
     """log p(class | text) from each class's log-likelihood of the text, normalised by length (Krause 2021, Eq. 5).
 
     Classes are equally likely beforehand. The likelihood counts with the power 1 / `tokens`: longer texts would
@@ -42,8 +42,9 @@ def class_logposterior(class_logprobs: Tensor, tokens: int | Tensor) -> Tensor:
     Args:
         class_logprobs: [..., C], log p(text | class).
         tokens: of each text; broadcasts against `class_logprobs`.
+        dim: that of the classes; the first is about ten times as fast as the last, where there are few classes.
     """
-    return (class_logprobs.float() / tokens).log_softmax(dim=-1)
+    return (class_logprobs.float() / tokens).log_softmax(dim=dim)
 
 
 def gedi(base: Tensor, wanted: Tensor, omega: float, rho: float, tau: float, ban: Tensor | None = None) -> Tensor:
@@ -105,7 +106,7 @@ def rectify(base: Tensor, log_safety: Tensor) -> Tensor:
     """
     logprobs = base.float().log_softmax(dim=-1)
     capped = logprobs.minimum(log_safety.float())
-    hopeless = (capped == -torch.inf).all(dim=-1, keepdim=True)
+    hopeless = capped.amax(dim=-1, keepdim=True) == -torch.inf
     return torch.where(hopeless, logprobs, capped)
 
 
