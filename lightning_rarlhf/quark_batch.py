@@ -13,6 +13,7 @@ from lightning_rarlhf.quark_pool import QuarkPool
 def rows_of_step(responses: int, step: int, size: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
     """Which responses of the pool a gradient step takes: pass after pass over all of them, each in an order of its own.
 
+    The passes follow each other without a gap: a step at the end of one takes its other rows from the next.
     A function of its arguments alone, so that a resumed run draws what the killed one would have drawn.
 
     Args:
@@ -21,10 +22,12 @@ def rows_of_step(responses: int, step: int, size: int, seed: tuple[int, ...]) ->
         size: responses of a step; all N where there are fewer.
         seed: of this exploration's orders.
     """
-    steps = max(responses // size, 1)
-    order = np.random.default_rng([*seed, step // steps]).permutation(responses)
-    start = step % steps * size
-    return order[start : start + size]
+    size = min(size, responses)
+    first, last = step * size, (step + 1) * size  # positions in the endless row of passes
+    passes = range(first // responses, (last - 1) // responses + 1)
+    orders = [np.random.default_rng([*seed, number]).permutation(responses) for number in passes]
+    rows: NDArray[np.int64] = np.concatenate(orders)[first - passes[0] * responses :][:size]
+    return rows
 
 
 def batch_of(pool: QuarkPool, rows: NDArray[np.int64], quantiles: NDArray[np.int64], pad_id: int) -> QuarkBatch:

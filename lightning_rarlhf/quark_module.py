@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -87,6 +88,7 @@ class QuarkModule(LanguageModule):
         self.quark = quark
         self._pool: QuarkPool | None = None
         self._pool_state: dict[str, int] | None = None
+        self._trial_folder: TemporaryDirectory[str] | None = None
 
     @property
     def trains_critic(self) -> bool:
@@ -121,19 +123,42 @@ class QuarkModule(LanguageModule):
     # the pool
 
     def on_train_start(self) -> None:
-        """Begin an empty pool, or go back to the one that the checkpoint knew."""
+        """Begin an empty pool, or go back to the one that the checkpoint knew.
+
+        Raises:
+            UserError: there are several processes, or the folder holds another run's pool.
+        """
         super().on_train_start()
         if self.trainer.world_size > 1:
             raise UserError(
                 f"QuarkModule keeps one pool, so it runs in one process; got {self.trainer.world_size}: "
                 "give --trainer.devices 1"
             )
+        if getattr(self.trainer, "fast_dev_run", False):  # a trial leaves the run's own pool alone
+            self._trial_folder = TemporaryDirectory(prefix="quark_pool-")
+            self._pool = QuarkPool(Path(self._trial_folder.name))
+            self._pool.start()
+            return
         self._pool = QuarkPool(Path(self.quark.pool or self._run_folder / "quark_pool"))
         if self._pool_state is None:
-            self._pool.start()
+            self._pool.start(replace=self._owns_pool())
         else:
             self._pool.resume(self._pool_state)
             rank_zero_info(f"pool: goes on with {len(self._pool)} responses in {self._pool.folder}")
+
+    def _owns_pool(self) -> bool:
+        """Whether what is in the pool's folder can only be left of this run, ended before its first checkpoint."""
+        checkpoints = [self._run_folder, self._run_folder / "checkpoints"]
+        named = (getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks)
+        checkpoints += [Path(folder) for folder in named if folder]
+        return self.quark.pool is None and not any(any(folder.glob("*.ckpt")) for folder in checkpoints)
+
+    def teardown(self, stage: str) -> None:
+        """Remove a trial's pool."""
+        super().teardown(stage)
+        if self._trial_folder is not None:
+            self._trial_folder.cleanup()
+            self._trial_folder = None
 
     @property
     def pool(self) -> QuarkPool:

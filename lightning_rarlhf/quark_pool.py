@@ -45,8 +45,21 @@ class QuarkPool:
         scores: NDArray[np.float64] = self._records["score"]
         return scores
 
-    def start(self) -> None:
-        """Begin with nothing, whatever the files hold."""
+    def start(self, *, replace: bool = False) -> None:
+        """Begin with nothing.
+
+        Args:
+            replace: empty a pool that holds responses.
+
+        Raises:
+            UserError: it holds responses, and is not to be emptied.
+        """
+        if not replace and self._data.is_file() and self._data.stat().st_size:
+            held = self._index.stat().st_size // _RECORD.itemsize if self._index.is_file() else 0
+            raise UserError(
+                f"{self.folder}: holds another run's {held} responses; go on with --ckpt_path last, or choose another "
+                "--model.quark.pool"
+            )
         self.resume({"responses": 0, "tokens": 0, "crc_tokens": 0, "crc_index": 0})
 
     def resume(self, state: dict[str, int]) -> None:

@@ -135,6 +135,27 @@ def test_a_killed_run_goes_on_bit_by_bit(policy_folder, tmp_path):
         assert torch.equal(one, other)
 
 
+def test_a_fit_empties_no_pool_that_a_checkpoint_or_another_run_needs(policy_folder, tmp_path):
+    fit(policy_folder, tmp_path, 1)
+    index = tmp_path / "quark_pool" / "index.bin"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    before = index.read_bytes()
+    trial = module_of(policy_folder)
+    trainer_of(tmp_path, 1, fast_dev_run=1).fit(trial, datamodule=Prompts(8, 50))
+    assert len(trial.pool) == 8
+    assert not trial.pool.folder.exists()
+    with pytest.raises(UserError, match="holds another run's 8 responses; go on with --ckpt_path last"):
+        fit(policy_folder, tmp_path, 1)
+    quark = QuarkConfig(batch_size=8, sample_interval=2, pool=str(index.parent))
+    with pytest.raises(UserError, match=r"or choose another --model\.quark\.pool"):
+        fit(policy_folder, tmp_path / "second", 1, quark=quark)
+    assert index.read_bytes() == before
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    module, _, _ = fit(policy_folder, tmp_path, 2)  # the run was killed before its first checkpoint
+    assert len(module.pool) == 16
+
+
 def test_the_exported_folder_is_tested_at_its_best_token_and_needs_a_reference(policy_folder, tmp_path):
     fit(policy_folder, tmp_path, 2, HuggingFaceExport())
     exported = tmp_path / "huggingface"

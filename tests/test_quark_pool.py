@@ -53,9 +53,13 @@ def test_a_resumed_pool_is_cut_to_the_checkpoint_and_grows_to_the_same_bytes(poo
     assert again.state_dict() == end
 
 
-def test_a_new_run_starts_empty(pool):
+def test_a_new_run_starts_empty_and_empties_no_other_runs_pool(pool):
+    before = files(pool)
+    with pytest.raises(UserError, match=r"holds another run's 2 responses; go on with --ckpt_path last, or choose"):
+        QuarkPool(pool.folder).start()
+    assert files(pool) == before
     again = QuarkPool(pool.folder)
-    again.start()
+    again.start(replace=True)
     assert len(again) == 0
     assert all(path.stat().st_size == 0 for path in pool.folder.iterdir())
 
@@ -112,11 +116,11 @@ def test_batches_are_padded_on_both_sides(pool):
 
 
 def test_a_pass_takes_each_response_once_and_passes_differ():
-    steps = [rows_of_step(10, step, 3, (7, 1)).tolist() for step in range(6)]
-    assert [len(rows) for rows in steps] == [3] * 6
-    for one_pass in (steps[:3], steps[3:]):
-        drawn = [row for rows in one_pass for row in rows]
-        assert len(set(drawn)) == 9
-    assert steps[:3] != steps[3:]
+    steps = [rows_of_step(10, step, 3, (7, 1)).tolist() for step in range(10)]
+    assert [len(rows) for rows in steps] == [3] * 10
+    drawn = [row for rows in steps for row in rows]
+    passes = [drawn[:10], drawn[10:20], drawn[20:]]
+    assert all(sorted(one_pass) == list(range(10)) for one_pass in passes)
+    assert passes[0] != passes[1] != passes[2]
     assert steps[0] == rows_of_step(10, 0, 3, (7, 1)).tolist() != rows_of_step(10, 0, 3, (7, 2)).tolist()
     assert sorted(rows_of_step(2, 5, 3, (7, 1)).tolist()) == [0, 1]
