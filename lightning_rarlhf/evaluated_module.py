@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -32,6 +34,14 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+
+class _DiscardUnfinished(Callback):
+    """An evaluation that fails anywhere, in its data loader as well, leaves no unfinished file."""
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        assert isinstance(pl_module, EvaluatedModule)
+        pl_module.discard_unfinished()
 
 
 class EvaluatedModule(GuardedModule):
@@ -61,6 +71,14 @@ class EvaluatedModule(GuardedModule):
     def result_identity(self) -> dict[str, Any]:
         """What a result file says of the policy, the reward, the reference and the data (docs/results.md)."""
         raise NotImplementedError
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [_DiscardUnfinished()]
+
+    def discard_unfinished(self) -> None:
+        """Remove the file that this process is writing, if there is one."""
+        if self._writer is not None:
+            self._writer.discard()
 
     # sampling and scoring
 
@@ -125,19 +143,14 @@ class EvaluatedModule(GuardedModule):
 
     def on_test_epoch_end(self) -> None:
         """Compute every number from the finished generations, print the table and write the results file."""
-        try:
-            with unsharded(self.actor), unsharded(self._separate_reference):
-                texts = self._human_texts()
-                perplexity = self._human_perplexity(texts)
-                if self._writer is None:
-                    return
-                identity = self.result_identity() | {"human_texts": texts_identity(texts)}
-            finished = self._writer.finish()
-            report(finished, identity, self.evaluation, perplexity | self._response_perplexity(finished))
-        except BaseException:
-            if self._writer is not None:
-                self._writer.discard()
-            raise
+        with unsharded(self.actor), unsharded(self._separate_reference):
+            texts = self._human_texts()
+            perplexity = self._human_perplexity(texts)
+            if self._writer is None:
+                return
+            identity = self.result_identity() | {"human_texts": texts_identity(texts)}
+        finished = self._writer.finish()
+        report(finished, identity, self.evaluation, perplexity | self._response_perplexity(finished))
 
     def on_predict_epoch_start(self) -> None:
         self._writer = self._new_writer(PREDICTIONS)
@@ -161,17 +174,12 @@ class EvaluatedModule(GuardedModule):
         return GenerationWriter(self._run_folder / name, self.actor.eos_token_ids)
 
     def _write_generations(self, batch: PromptBatch) -> None:
-        try:
-            with unsharded(self.actor):
-                draws = [self._complete(batch, draw) for draw in range(self.evaluation.completions)]
-            own = rows_by_prompt(draws, self._prompt_scores(batch), self.actor.eos_token_ids)
-            prompts = gather_items(own)
-            if self._writer is not None:
-                self._writer.write(prompts)
-        except BaseException:
-            if self._writer is not None:
-                self._writer.discard()
-            raise
+        with unsharded(self.actor):
+            draws = [self._complete(batch, draw) for draw in range(self.evaluation.completions)]
+        own = rows_by_prompt(draws, self._prompt_scores(batch), self.actor.eos_token_ids)
+        prompts = gather_items(own)
+        if self._writer is not None:
+            self._writer.write(prompts)
 
     def _complete(self, batch: PromptBatch, draw: int) -> Completions:
         samples = self.generate(batch, replace(self.evaluation_seed, draw=draw))

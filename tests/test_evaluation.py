@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import train
+from datamodules import TextFileDataModule
 from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.errors import UserError
@@ -581,6 +582,56 @@ def test_a_judge_of_perplexity_that_is_missing_is_refused_before_anything_is_gen
         train.main(["test", *arguments(world, tmp_path, model__evaluation__perplexity_judge="no/such-model")])
     assert "no/such-model" in capsys.readouterr().err
     assert not (tmp_path / f"{GENERATIONS}.partial").exists()
+
+
+class FailingLoader:
+    """Breaks after two batches, as a disk does."""
+
+    def __init__(self, loader):
+        self.loader, self.lengths = loader, loader.lengths
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        for number, batch in enumerate(self.loader):
+            if number == 2:
+                raise OSError(5, "Input/output error", "data.jsonl")
+            yield batch
+
+
+def broken_loader(patch):
+    original = TextFileDataModule.test_dataloader
+    patch.setattr(TextFileDataModule, "test_dataloader", lambda self: FailingLoader(original(self)))
+
+
+def full_disk(patch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "results.json")
+
+    patch.setattr("lightning_rarlhf.evaluated_module.report", full)
+
+
+def interrupted(patch):
+    def interrupt(self, texts):
+        raise KeyboardInterrupt
+
+    patch.setattr("lightning_rarlhf.evaluated_module.EvaluatedModule.perplexities", interrupt)
+
+
+@pytest.mark.parametrize("failure", [broken_loader, full_disk, interrupted])
+def test_a_test_that_fails_outside_its_step_leaves_nothing_unfinished(world, tmp_path, monkeypatch, failure):
+    """In the data loader, in writing the results, and by Ctrl-C after the last response."""
+    train.main(["test", *arguments(world, tmp_path)])
+    before = [(tmp_path / name).read_bytes() for name in (RESULTS, GENERATIONS)]
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        failure(patch)
+        with pytest.raises((OSError, SystemExit)):
+            train.main(["test", *arguments(world, tmp_path, model__evaluation__seed=1)])
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores further Ctrl-C after the first
+    assert [(tmp_path / name).read_bytes() for name in (RESULTS, GENERATIONS)] == before
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def wait_for(condition, process, seconds=120):
