@@ -115,7 +115,10 @@ class RunCheckpoint(SafeCheckpoint):
 
         A checkpoint written later, when the epoch has ended, could not be trained further than this epoch. Only the
         last iteration is written after its validation, for a resumed run that has no iteration left does nothing.
+        Nothing is written between the batches of one accumulated step: their gradients are in no checkpoint.
         """
+        if in_accumulated_step(trainer):
+            return
         last = is_last_iteration(trainer)
         if last and self.monitor is not None:
             # validate once more, whatever the interval: the final state may be the best one
@@ -138,6 +141,8 @@ class RunCheckpoint(SafeCheckpoint):
             self._note_start(trainer)
             return
         self._keep_best(trainer)
+        if in_accumulated_step(trainer):
+            return  # a run that goes on from the step before comes to this validation again
         self._last_written_at = -1  # so that a resumed run knows what this validation found; it will not repeat it
         self.write_last(trainer)
 
@@ -266,6 +271,11 @@ _BEST = ("best_k_models", "best_model_path", "best_model_score", "current_score"
 def is_last_iteration(trainer: pl.Trainer) -> bool:
     """Whether the iteration that is ending is the run's last."""
     return bool(trainer.global_step >= trainer.estimated_stepping_batches)
+
+
+def in_accumulated_step(trainer: pl.Trainer) -> bool:
+    """Whether the batch that has just ended was not the last one of an optimizer step (accumulate_grad_batches)."""
+    return trainer.lightning_module.automatic_optimization and trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:

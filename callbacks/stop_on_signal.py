@@ -18,7 +18,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.run_checkpoint import RunCheckpoint, is_last_iteration, validation_follows
+from callbacks.run_checkpoint import RunCheckpoint, in_accumulated_step, is_last_iteration, validation_follows
 from lightning_rarlhf.distributed import total
 
 
@@ -77,7 +77,7 @@ class StopOnSignal(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the state; the run ends at the next hook, when this iteration's curves have been logged."""
-        if is_last_iteration(trainer):
+        if in_accumulated_step(trainer) or is_last_iteration(trainer):
             return
         self._stopping = self._agreed(trainer)
         if self._stopping:
