@@ -27,9 +27,10 @@ def write_crash_bundle(folder: Path, facts: Mapping[str, Any], tensors: Mapping[
     """Write ``crash.json`` and ``tensors.safetensors`` into `folder`, which appears whole or not at all.
 
     Secrets are taken out of the facts. A folder of that name is kept, and a number added to the new one's.
-    """
-    from safetensors.torch import save_file
 
+    Raises:
+        OSError: the disk is full, permission is missing, ...; nothing is left then.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
         made = Path(scratch) / "bundle"
@@ -37,10 +38,22 @@ def write_crash_bundle(folder: Path, facts: Mapping[str, Any], tensors: Mapping[
         versions = {"code_version": __version__, "torch_version": torch.__version__}
         text = json.dumps(redacted({**facts, **versions}), indent=2, ensure_ascii=False, default=str)
         (made / FACTS).write_text(text + "\n", encoding="utf-8")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, made / TENSORS)
+        _write_tensors(tensors, made / TENSORS)
         target = _free(folder)
         shutil.move(made, target)
     return target
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    # each its own copy: of a batch of one, the parts of a tensor share its memory, which the format refuses
+    whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    try:
+        save_file(whole, path)
+    except SafetensorError as error:  # how the library says that the disk is full
+        raise OSError(str(error)) from error
 
 
 def evidence_of(part: PromptBatch | TextBatch | Samples | Rollout) -> dict[str, Tensor]:

@@ -109,8 +109,8 @@ class GuardedModule(pl.LightningModule):
         folder = Path(self.trainer.default_root_dir) / CRASH / f"iteration-{self.trainer.global_step}{rank}"
         try:
             return f"; its batch is in {write_crash_bundle(folder, self._facts(error), self._tensors(error))}"
-        except OSError as problem:
-            return f"; its batch could not be written to {folder} ({problem.strerror})"
+        except (OSError, RuntimeError) as problem:
+            return f"; its batch could not be written to {folder} ({getattr(problem, 'strerror', None) or problem})"
 
     def _facts(self, error: NumericalError) -> dict[str, Any]:
         gradients = {name: parameter.grad for name, parameter in self.named_parameters()}

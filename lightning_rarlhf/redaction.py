@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -23,7 +25,6 @@ _TOKENS = re.compile(
     r"|github_pat_\w{20,}|AKIA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+)"
 )
 """the shapes of the well-known services' tokens"""
-_YAML_LINE = re.compile(r"^(?P<head>\s*(?:- )?['\"]?(?P<key>[\w.\-]+)['\"]?:\s+)(?P<value>\S.*)$")
 _ENVIRONMENT = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
 _LEAST = 8
 """characters of an environment's secret that are worth a search: a shorter one would match by chance"""
@@ -41,15 +42,18 @@ def redacted_text(text: str) -> str:
 
 
 def redacted_yaml(text: str) -> str:
-    """As `redacted_text`, and with the values of secret keys taken out, line by line; comments and order stay."""
-    return "\n".join(map(_redacted_line, redacted_text(text).split("\n")))
+    """A YAML document without secrets: its comment at the top and its order stay, whatever its values look like."""
+    import yaml
 
-
-def _redacted_line(line: str) -> str:
-    found = _YAML_LINE.match(line)
-    if found is None or not is_secret(found["key"]) or found["value"] in ("null", "~"):
-        return line
-    return f"{found['head']}'{REDACTED}'"
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return REDACTED  # what cannot be read cannot be searched
+    if content is None:
+        return redacted_text(text)
+    comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
+    clean = yaml.safe_dump(redacted(content), sort_keys=False, allow_unicode=True, width=math.inf)
+    return redacted_text(comment) + clean
 
 
 def is_secret(key: str) -> bool:
@@ -62,7 +66,7 @@ def redacted(value: Any) -> Any:
     if isinstance(value, str):
         return redacted_text(value)
     if isinstance(value, Mapping):
-        return {key: _redacted_item(key, item) for key, item in value.items()}
+        return {redacted(key): _redacted_item(key, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [redacted(item) for item in value]
     return value

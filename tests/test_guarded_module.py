@@ -6,12 +6,14 @@ import json
 
 import lightning.pytorch as pl
 import pytest
+import safetensors
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from lightning_rarlhf.config import GuardConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
+from lightning_rarlhf.crash_bundle import write_crash_bundle
 from lightning_rarlhf.data_types import TextBatch
 from lightning_rarlhf.errors import NumericalError
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
@@ -213,3 +215,19 @@ def test_fine_tuning_is_guarded_as_well(policy_folder, tmp_path):
     assert trainer.global_step == 4
     assert module.skipped == 1
     assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+def test_tensors_that_share_their_memory_are_in_the_bundle(tmp_path):
+    tokens = torch.arange(6).view(1, 6)
+    folder = write_crash_bundle(tmp_path / "crash", {}, {"prompt": tokens[:, :2], "all": tokens, "columns": tokens.T})
+    assert load_file(folder / "tensors.safetensors")["prompt"].tolist() == [[0, 1]]
+
+
+def test_a_full_disk_does_not_hide_the_numerical_error(policy_folder, tmp_path, monkeypatch):
+    def full(tensors, path):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(NumericalError, match="not finite.*could not be written to .*No space left on device"):
+        fit_sft(policy_folder, tmp_path, Poison("gradient"))
+    assert list((tmp_path / "crash").iterdir()) == []

@@ -73,3 +73,23 @@ model:
         "headers": [{"authorization": REDACTED}],
     }
     assert redacted_yaml(text).startswith("# a comment\n")
+
+
+def test_secrets_of_several_lines_are_taken_out_of_yaml():
+    words = "correct horse battery staple " * 8
+    settings = {
+        "api_key": ["first", {"second": "third"}],
+        "password": words,
+        "note": f"{words}https://user:{'x' * 60}@host {words}",
+        "prompt": "two\nlines",
+        "lr": 1e-5,
+    }
+    text = yaml.safe_dump(settings)
+    content = yaml.safe_load(redacted_yaml(text))
+    note = f"{words}https://{REDACTED}@host {words}"
+    assert content == settings | {"api_key": REDACTED, "password": REDACTED, "note": note}
+
+
+def test_yaml_that_cannot_be_read_is_not_shown():
+    assert redacted_yaml("api_key: [") == REDACTED
+    assert redacted_yaml("") == ""
