@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,34 +41,81 @@ def load_classifier_tokenizer(name: str, revision: str | None = None) -> PreTrai
     return found
 
 
-def load_classifier(config: BackboneConfig, labels: Sequence[str], pad_token_id: int) -> PreTrainedModel:
-    """The network of `config` with one output a label; a head of another size, or none, is replaced by a new one.
+def load_classifier(
+    config: BackboneConfig, labels: Sequence[str], pad_token_id: int, *, trained: bool = False
+) -> tuple[PreTrainedModel, str | None]:
+    """The network of `config` with one output a label, and what became of its head (None = as it was).
+
+    A head of these very labels keeps its own order (`head_labels`), whatever the order of `labels`.
+
+    Args:
+        config: the backbone.
+        labels: of the data.
+        pad_token_id: of the tokenizer that feeds the network.
+        trained: the head is to be measured, so it must be there and have these labels; else a head of another size,
+            or none, is replaced by a new one, and one of other labels is renamed.
 
     Raises:
-        ModelError: nothing there, or no network that transformers can put a classification head on.
+        ModelError: nothing there, no network that transformers can put a classification head on, or no such head.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    require_model(config.pretrained, config.revision)
-    names = dict(enumerate(labels))
-    model: PreTrainedModel = load_pretrained(
+    name, revision = config.pretrained, config.revision
+    require_model(name, revision)
+    what = "a network for a sequence classifier"
+    own = _names(load_pretrained(AutoConfig, name, what, revision=revision).id2label)
+    # one output has no order: a score of preferences may be called anything
+    same = sorted(own) == sorted(labels) or (trained and len(own) == 1 and list(labels) == ["preference"])
+    names = dict(enumerate(own if same else labels))
+    model, loading = load_pretrained(
         AutoModelForSequenceClassification,
-        config.pretrained,
-        "a network for a sequence classifier",
-        revision=config.revision,
+        name,
+        what,
+        revision=revision,
         dtype=torch.float32,
         id2label=names,
         label2id={label: number for number, label in names.items()},
         problem_type="multi_label_classification",
         ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
+    new = bool(loading["missing_keys"] or loading["mismatched_keys"])
+    if trained and (new or not same):
+        found = f"a head for {', '.join(own)}" if not loading["missing_keys"] else "no trained classification head"
+        raise ModelError(
+            f"{name}: has {found}, and the data {', '.join(labels)}; give the folder that a fit on these labels "
+            "exported, or its checkpoint with --ckpt_path"
+        )
     model.config.pad_token_id = pad_token_id  # GPT-2's kind reads the last token that is no pad token
-    return model
+    return model, _fate(name, own, list(names.values()), list(labels), new=new)
+
+
+def head_labels(model: PreTrainedModel) -> list[str]:
+    """What the outputs of `model` are called, in their order."""
+    return _names(model.config.id2label or {})
+
+
+def _names(id2label: Mapping[Any, str]) -> list[str]:
+    return [str(id2label[number]) for number in sorted(id2label)]
+
+
+def _fate(name: str, own: list[str], names: list[str], labels: list[str], *, new: bool) -> str | None:
+    if new:
+        return f"{name}: new head for {', '.join(names)}"
+    if own != names:
+        renamed = ", ".join(f"{old} is now {label}" for old, label in zip(own, names, strict=True) if old != label)
+        return f"{name}: head kept under other names: {renamed}"
+    return f"{name}: head kept, labels in its order: {', '.join(own)}" if own != labels else None
 
 
 def text_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Tokens that the network can read, if its architecture sets a limit."""
-    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if positions is not None and name.endswith("position_embeddings") and isinstance(padding, int):
+            positions -= padding + 1  # RoBERTa's kind counts its positions from there
+    limits = [positions, tokenizer.model_max_length]
     return min((int(n) for n in limits if n is not None and n < 10**9), default=None)
 
 

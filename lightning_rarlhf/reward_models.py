@@ -16,6 +16,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
+from lightning_rarlhf.classifier import text_limit
 from lightning_rarlhf.config import DType, Judge
 from lightning_rarlhf.errors import ModelError, RewardError, ScoreError, first_few
 from lightning_rarlhf.fused_gelu import fuse_gelu
@@ -265,8 +266,7 @@ def _load_classifier(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's kind reads the last token that is no pad token
-    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
-    limit = min((int(n) for n in limits if n is not None and n < 10**9), default=None)
+    limit = text_limit(model, tokenizer)
     fuse_gelu(model)
     return model.eval().requires_grad_(False), tokenizer, column, limit
 

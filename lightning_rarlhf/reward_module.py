@@ -10,13 +10,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from lightning_rarlhf.classifier import export_classifier, load_classifier, load_classifier_tokenizer
+from lightning_rarlhf.classifier import (
+    export_classifier,
+    head_labels,
+    load_classifier,
+    load_classifier_tokenizer,
+    text_limit,
+)
 from lightning_rarlhf.config import BackboneConfig, GuardConfig
 from lightning_rarlhf.data_types import LabelledBatch, PreferenceBatch
 from lightning_rarlhf.distributed import gather_items
@@ -73,6 +80,7 @@ class RewardModule(GuardedModule):
         self.make_optimizer = optimizer
         self.linear_decay = linear_decay
         self.label_names: list[str] = []
+        self._columns: list[int] | slice = slice(None)
         self.seed: int | None = None
 
     # construction
@@ -81,15 +89,37 @@ class RewardModule(GuardedModule):
         """Load the network; its labels are those of the data."""
         if self.label_names:
             return
-        names = getattr(getattr(self.trainer, "datamodule", None), "label_names", None)
+        data = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "label_names", None)
         if not names:
             raise UserError(
                 "RewardModule learns from labelled texts or preferences; set --data LabelledTextDataModule or "
                 "PreferenceDataModule"
             )
         self.tokenizer = load_classifier_tokenizer(self.backbone.pretrained, self.backbone.revision)
-        self.classifier = load_classifier(self.backbone, names, int(self.tokenizer.pad_token_id))
-        self.label_names = list(names)
+        trainer = self.trainer
+        measured = trainer.state.fn in (TrainerFn.TESTING, TrainerFn.VALIDATING) and not trainer.ckpt_path
+        padding = int(self.tokenizer.pad_token_id)
+        self.classifier, fate = load_classifier(self.backbone, names, padding, trained=measured)
+        if fate and not trainer.ckpt_path:
+            rank_zero_info(fate)
+        self._require_readable(getattr(data, "text_tokens", 0))
+        self._data_labels = list(names)
+        self._order_labels(head_labels(self.classifier))
+
+    def _order_labels(self, outputs: list[str]) -> None:
+        """Read the data's labels in the order of the network's outputs."""
+        self.label_names = outputs
+        if sorted(outputs) == sorted(self._data_labels):
+            self._columns = [self._data_labels.index(name) for name in outputs]
+
+    def _require_readable(self, text_tokens: int) -> None:
+        limit = text_limit(self.classifier, self.tokenizer)
+        if limit is not None and text_tokens > limit:
+            raise UserError(
+                f"data.text_tokens={text_tokens}: {self.backbone.pretrained} reads {limit} tokens at most; set it to "
+                f"{limit} or fewer"
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the whole network, and the linear decay."""
@@ -147,8 +177,9 @@ class RewardModule(GuardedModule):
         if isinstance(batch, PreferenceBatch):
             margins = self.margins(batch)
             return bradley_terry_nll(margins, torch.zeros_like(margins)).mean(), margins
-        logits, known = self(batch.input_ids, batch.attention_mask), batch.labels.isfinite()
-        return F.binary_cross_entropy_with_logits(logits[known], batch.labels[known]), logits
+        logits, labels = self(batch.input_ids, batch.attention_mask), batch.labels[:, self._columns]
+        known = labels.isfinite()
+        return F.binary_cross_entropy_with_logits(logits[known], labels[known]), logits
 
     # validation
 
@@ -197,7 +228,8 @@ class RewardModule(GuardedModule):
 
     def _collect(self, batch: RewardBatch, found: Tensor) -> None:
         """Keep the rows of all processes, in the order in which one process would see them."""
-        labels = batch.labels.tolist() if isinstance(batch, LabelledBatch) else [[]] * len(batch)
+        known = batch.labels[:, self._columns] if isinstance(batch, LabelledBatch) else torch.empty(len(batch), 0)
+        labels = known.tolist()
         self._rows += gather_items(list(zip(found.reshape(len(batch), -1).tolist(), labels, strict=True)))
 
     def _collected(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -232,10 +264,20 @@ class RewardModule(GuardedModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["module"] = type(self).__name__
         checkpoint["sampling_seed"] = self.seed
+        checkpoint["label_names"] = self.label_names
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises UserError if another module made the checkpoint."""
+        """Raises UserError if another module, or one of other labels, made the checkpoint."""
         if checkpoint.get("module") != type(self).__name__:
             raise UserError(f"the checkpoint was made by {checkpoint.get('module')}, not {type(self).__name__}")
         super().on_load_checkpoint(checkpoint)
+        names = list(checkpoint.get("label_names", self.label_names))
+        if sorted(names) != sorted(self.label_names):
+            raise UserError(
+                f"the checkpoint has the labels {', '.join(names)}, the data {', '.join(self.label_names)}; give data "
+                "with the labels of the checkpoint"
+            )
+        self._order_labels(names)
+        self.classifier.config.id2label = dict(enumerate(names))
+        self.classifier.config.label2id = {name: number for number, name in enumerate(names)}
         self.seed = checkpoint["sampling_seed"]

@@ -78,6 +78,7 @@ PLACES = (
         "lightning_rarlhf/reward_models.py",
         1,
         (
+            "lightning_rarlhf/classifier.py",
             "lightning_rarlhf/hub.py",
             "lightning_rarlhf/own_code.py",
             "lightning_rarlhf/fused_gelu.py",

@@ -105,7 +105,7 @@ def test_a_decoder_classifier_that_pads_with_another_token_than_its_config_says_
     reward = loaded(tmp_path)
     alone = torch.cat([reward([p], [r]) for p, r in zip(PROMPTS, RESPONSES, strict=True)])
     torch.testing.assert_close(reward(PROMPTS, RESPONSES), alone, atol=1e-6, rtol=1e-5)
-    assert load_classifier(BackboneConfig(pretrained=str(tmp_path)), ["LABEL_0"], 2).config.pad_token_id == 2
+    assert load_classifier(BackboneConfig(pretrained=str(tmp_path)), ["LABEL_0"], 2)[0].config.pad_token_id == 2
 
 
 def test_a_decoder_classifier_without_pad_token_scores_batches_as_it_scores_single_texts(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train
+from lightning_rarlhf.errors import ModelError, UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
 from lightning_rarlhf.reward_models import ClassifierReward
 from tests.datamodules.data_files import jigsaw_rows, write_csv, write_jsonl, write_parquet
@@ -52,7 +53,8 @@ def backbone(tmp_path_factory):
 
 
 def common(backbone, folder):
-    return ["--model.backbone.pretrained", str(backbone), "--trainer.default_root_dir", str(folder)]
+    names = ["--model.backbone.pretrained", str(backbone), "--trainer.default_root_dir", str(folder)]
+    return [*names, "--data.text_tokens", "32"]
 
 
 def test_labels_become_a_classifier_that_a_run_takes_as_its_reward(backbone, tmp_path, capsys):
@@ -118,7 +120,7 @@ def test_a_language_model_can_be_the_backbone_and_the_loss_is_bradley_terrys(tmp
     batch = next(iter(data.train_dataloader()))
     module = RewardModule(BackboneConfig(pretrained=str(tmp_path / "lm")))
     tokenizer = load_classifier_tokenizer(str(tmp_path / "lm"))
-    module.classifier = load_classifier(module.backbone, ["preference"], tokenizer.pad_token_id)
+    module.classifier, _ = load_classifier(module.backbone, ["preference"], tokenizer.pad_token_id)
     alone = []
     for ids, mask in ((batch.chosen_ids, batch.chosen_mask), (batch.rejected_ids, batch.rejected_mask)):
         alone.append(
@@ -127,6 +129,108 @@ def test_a_language_model_can_be_the_backbone_and_the_loss_is_bradley_terrys(tmp
     expected = bradley_terry_nll(*alone).mean()
     module.log = lambda *args, **kwargs: None
     torch.testing.assert_close(module.training_step(batch, 0), expected, atol=1e-5, rtol=1e-5)
+
+
+def module_on(folder, labels, stage, text_tokens=32):
+    """A module that was built for data with these labels."""
+    from types import SimpleNamespace
+
+    from lightning_rarlhf.config import BackboneConfig
+    from lightning_rarlhf.reward_module import RewardModule
+
+    module = RewardModule(BackboneConfig(pretrained=str(folder)))
+    data = SimpleNamespace(label_names=labels, text_tokens=text_tokens)
+    module._trainer = SimpleNamespace(datamodule=data, state=SimpleNamespace(fn=stage), ckpt_path=None)
+    module.configure_model()
+    return module
+
+
+@pytest.mark.parametrize("stage", ["test", "validate", "fit"])
+def test_the_models_own_order_of_labels_holds(tmp_path, stage):
+    from lightning_rarlhf.data_types import LabelledBatch
+
+    folder = save_classifier(tmp_path, labels=("toxic", "insult"))
+    ids = torch.tensor([[3, 4], [5, 6]])
+    said = torch.tensor([[1.0, 0.0], [1.0, torch.nan]])  # toxic, insult
+    found = []
+    for labels, columns in ((["toxic", "insult"], [0, 1]), (["insult", "toxic"], [1, 0])):
+        module = module_on(folder, labels, stage)
+        batch = LabelledBatch(input_ids=ids, attention_mask=ids > 0, labels=said[:, columns])
+        loss, logits = module._outcome(batch)
+        module._rows = []
+        module._collect(batch, logits)
+        assert module.label_names == ["toxic", "insult"]
+        assert module.classifier.config.id2label == {0: "toxic", 1: "insult"}
+        found.append((loss.item(), module._collected()))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other), equal_nan=True)
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["label_names"] == ["toxic", "insult"]
+    with pytest.raises(UserError, match="the checkpoint has the labels kind, toxic, the data toxic, insult"):
+        module.on_load_checkpoint(checkpoint | {"label_names": ["kind", "toxic"]})
+    module.on_load_checkpoint(checkpoint | {"label_names": ["insult", "toxic"]})
+    assert module._columns == [0, 1]
+    assert module.classifier.config.id2label[0] == "insult"
+
+
+def test_only_a_head_of_these_labels_is_measured_and_a_fit_says_what_becomes_of_one(tmp_path):
+    from lightning_rarlhf.classifier import load_classifier
+    from lightning_rarlhf.config import BackboneConfig
+
+    causal_lm("gpt2").save_pretrained(tmp_path / "lm")
+    two, lm = save_classifier(tmp_path / "two"), tmp_path / "lm"
+    one = save_classifier(tmp_path / "one", labels=("score",))
+    cases = [
+        (
+            two,
+            ["toxic", "kind"],
+            "has a head for toxic, insult, and the data toxic, kind",
+            "kept under other names: in",
+        ),
+        (two, ["toxic"], "has a head for toxic, insult, and the data toxic;", "new head for toxic"),
+        (lm, ["LABEL_0", "LABEL_1"], "has no trained classification head", "new head for LABEL_0, LABEL_1"),
+        (two, ["insult", "toxic"], None, "head kept, labels in its order: toxic, insult"),
+        (two, ["toxic", "insult"], None, None),
+    ]
+    for folder, labels, refused, expected in cases:
+        backbone = BackboneConfig(pretrained=str(folder))
+        _, fate = load_classifier(backbone, labels, 2)
+        assert fate is None if expected is None else expected in fate
+        if refused is None:
+            load_classifier(backbone, labels, 2, trained=True)
+            continue
+        with pytest.raises(ModelError) as error:
+            load_classifier(backbone, labels, 2, trained=True)
+        assert refused in str(error.value)
+        assert "\n" not in str(error.value)
+    load_classifier(BackboneConfig(pretrained=str(one)), ["preference"], 2, trained=True)
+
+
+def test_texts_longer_than_the_backbone_reads_are_refused(tmp_path):
+    """RoBERTa counts positions from its pad token's number + 1 on, so it reads fewer than it has."""
+    from transformers import AutoModelForSequenceClassification, RobertaConfig
+
+    config = RobertaConfig(
+        vocab_size=17,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=20,
+        pad_token_id=1,
+        num_labels=1,
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    module = module_on(tmp_path, ["LABEL_0"], "fit", text_tokens=18)
+    longest = torch.full((1, 18), 5)
+    assert module(longest, longest > 0).shape == (1, 1)
+    with pytest.raises((IndexError, RuntimeError)):
+        module(torch.full((1, 19), 5), torch.ones(1, 19, dtype=torch.bool))
+    with pytest.raises(UserError, match=r"data.text_tokens=19: .* reads 18 tokens at most; set it to 18 or fewer"):
+        module_on(tmp_path, ["LABEL_0"], "fit", text_tokens=19)
 
 
 def test_figures_are_of_all_processes_rows_and_process_0_alone_writes(tmp_path, monkeypatch):
