@@ -18,11 +18,7 @@ from lightning_rarlhf.method import fingerprint, method_of, name_of
 CHECKPOINT_KEY = "resume"
 """of a checkpoint's entry with the settings and the fingerprints"""
 
-_PACE = re.compile(
-    r"model\.optimizer\.(?!class_path$).*"  # another optimizer's state means nothing to this one
-    r"|model\.ppo\.(epochs|minibatch_size|max_grad_norm)"
-    r"|trainer\.gradient_clip_(val|algorithm)"
-)
+_PACE = re.compile(r"model\.optimizer\.(?!class_path$).*")  # another optimizer's state means nothing to this one
 """how fast the same goal is approached: what users turn in the middle of a run, and mean to"""
 _PATH = re.compile(r".*\b(pretrained|reference|adapter|\w*path|\w*file)")
 """settings that may name a local file or folder"""

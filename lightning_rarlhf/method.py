@@ -19,10 +19,13 @@ _TRAINER = (
     "precision",
 )
 """what of the trainer's settings moves the policy, besides the length of the run"""
+_TRAINER_IF_SET = ("limit_train_batches", "overfit_batches", "plugins")
+"""the same of settings that few runs have; unset they are no part of the method, so that records of before stay equal"""
 _HOW_IT_RAN = re.compile(
     r"model\.evaluation"  # never trains
     r"|model\.policy\.(gradient_checkpointing|attn_implementation)"  # equal up to rounding
-    r"|model\.reward(\..*)?\.batch_size"
+    r"|model\.reward(\..*)?\.(batch_size|retry)"
+    r"|model\.guard\.(crash_bundles|max_skips)"  # what is kept of a failure, and when the run ends of them
     r"|model\.ppo\.micro_batch_size"  # the same gradient in smaller parts
     r"|data\.(progress|eval_batch_size)"
     r"|data\.order_seed"  # a resumed run's order goes on by the checkpoint's own
@@ -57,7 +60,8 @@ def method_of(fit: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": _without_how(fit.get("model"), "model"),
         "data": _without_how(fit.get("data"), "data"),
-        "trainer": {name: trainer[name] for name in _TRAINER if name in trainer},
+        "trainer": {name: trainer[name] for name in _TRAINER if name in trainer}
+        | {name: trainer[name] for name in _TRAINER_IF_SET if trainer.get(name)},
         "callbacks": [each for each in _as_list(callbacks) if not _only_looks_on(each)],
     }
 

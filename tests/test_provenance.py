@@ -53,6 +53,14 @@ def test_what_only_looks_on_and_where_it_stands_is_no_part_of_the_method(policy:
     assert record(fit(moved)) == same
 
 
+def test_trainer_settings_that_are_not_set_leave_the_hash_as_it_was(policy: Path) -> None:
+    settings = fit(policy)
+    settings["trainer"] |= {"limit_train_batches": None, "overfit_batches": 0.0, "plugins": None}
+    assert record(settings) == record(fit(policy))
+    settings["trainer"]["overfit_batches"] = 2
+    assert record(settings) != record(fit(policy))
+
+
 def test_what_makes_the_method_changes_its_hash(policy: Path) -> None:
     same = record(fit(policy))
     assert record(fit(policy, target=3.0)) != same
