@@ -48,7 +48,8 @@ def read_checkpoint(path: Path, *, map_location: Any = "cpu", header: bool = Fal
         header: leave the tensors on disk until they are used: quick for the settings of a large checkpoint.
 
     Raises:
-        CheckpointError: the file is truncated, damaged, or something else than a checkpoint.
+        CheckpointError: the file is truncated, damaged, or something else than a checkpoint, or the system does not
+            let it be read.
     """
     file = path / _SHARDED_HEADER if path.is_dir() else path
     try:
@@ -56,6 +57,10 @@ def read_checkpoint(path: Path, *, map_location: Any = "cpu", header: bool = Fal
         checkpoint = torch.load(file, map_location=map_location, weights_only=True, mmap=header or None)
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint {path}: no such file") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: {error.strerror or error}; mend that, or go on from another one"
+        ) from error
     except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise CheckpointError(

@@ -20,7 +20,7 @@ _TRAINER = (
 )
 """what of the trainer's settings moves the policy, besides the length of the run"""
 _TRAINER_IF_SET = ("limit_train_batches", "overfit_batches", "plugins")
-"""the same of settings that few runs have; unset they are no part of the method, so that records of before stay equal"""
+"""the same of settings that few runs have; unset they are no part of the method"""
 _HOW_IT_RAN = re.compile(
     r"model\.evaluation"  # never trains
     r"|model\.policy\.(gradient_checkpointing|attn_implementation)"  # equal up to rounding

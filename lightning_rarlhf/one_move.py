@@ -53,10 +53,17 @@ def move_folder_in(partial: Path, path: Path) -> None:
 
 
 def recover_folder(path: Path) -> None:
-    """Put back what `move_folder_in` had moved away, if it was killed before the successor was in place."""
+    """Put back what `move_folder_in` had moved away, if it was killed before the successor was in place.
+
+    Several processes may call it at the same time: one of them does it.
+    """
     replaced = path.with_name(path.name + _REPLACED)
     if replaced.exists() and not path.exists():
-        os.rename(replaced, path)
+        try:
+            os.rename(replaced, path)
+        except FileNotFoundError:
+            if not path.exists():
+                raise
 
 
 def discard(path: Path) -> None:

@@ -101,3 +101,12 @@ def test_nothing_is_executed(path, capsys):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.ckpt: no such file"):
         read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_what_the_system_does_not_let_us_read_is_one_line(path):
+    """Permission is refused to all but root; this is refused to root as well."""
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt/inner\.ckpt cannot be read: Not a directory; mend that"
+    ) as caught:
+        read_checkpoint(path / "inner.ckpt")
+    assert "\n" not in str(caught.value)

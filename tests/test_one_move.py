@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from lightning_rarlhf.one_move import in_one_move
+from lightning_rarlhf import one_move
+from lightning_rarlhf.one_move import in_one_move, recover_folder
 
 
 def test_the_new_file_takes_the_place_of_the_old(tmp_path):
@@ -29,3 +32,28 @@ def test_a_folder_in_the_way_leaves_no_partial_file(tmp_path):
     with pytest.raises(OSError, match="out"), in_one_move(tmp_path / "out") as partial:
         partial.write_text("text")
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_a_folder_is_put_back_by_one_of_several_processes(tmp_path, monkeypatch, faster):
+    (tmp_path / "last.ckpt.replaced").mkdir()
+    (tmp_path / "last.ckpt.replaced" / "meta.pt").write_text("state")
+    rename = os.rename
+
+    def other_process_first(source, target):
+        if faster:
+            rename(source, target)
+        rename(source, target)
+
+    monkeypatch.setattr(one_move.os, "rename", other_process_first)
+    recover_folder(tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt" / "meta.pt").read_text() == "state"
+    recover_folder(tmp_path / "last.ckpt")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_folder_that_is_gone_altogether_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "last.ckpt.replaced").mkdir()
+    monkeypatch.setattr(one_move.os, "rename", lambda source, target: os.rmdir(source) or os.stat(source))
+    with pytest.raises(FileNotFoundError):
+        recover_folder(tmp_path / "last.ckpt")
