@@ -53,6 +53,9 @@ class HumanLabelsDataModule(RunDataModule, ABC):
         order_seed: of the order of the training rows; none = the run's own (seed_everything)
     """
 
+    truncation_side = "right"
+    """end at which a text loses what is above text_tokens"""
+
     def __init__(
         self,
         *,
@@ -184,6 +187,11 @@ class HumanLabelsDataModule(RunDataModule, ABC):
         )
         return encoded["input_ids"], encoded["attention_mask"].bool()
 
+    def cut(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of each text, as many as the classifier will read."""
+        encoded = self._load_tokenizer()(texts, truncation=True, max_length=self.text_tokens)
+        return [list(ids) for ids in encoded["input_ids"]]
+
     def _divide(self) -> dict[str, Dataset]:
         raw = read_splits(
             self.path, self.hub_id, self.split_names, source=self.source, revision=self.revision, config=self.hub_config
@@ -233,6 +241,7 @@ class HumanLabelsDataModule(RunDataModule, ABC):
             if self.tokenizer_name is None:
                 raise DataError(f"{type(self).__name__}: no tokenizer given; set data.tokenizer to the backbone's")
             self._tokenizer = load_classifier_tokenizer(self.tokenizer_name, self.tokenizer_revision)
+            self._tokenizer.truncation_side = self.truncation_side
         return self._tokenizer
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.human_labels import HumanLabelsDataModule, Rows, batches
 from lightning_rarlhf.data_types import PreferenceBatch
@@ -17,12 +19,17 @@ if TYPE_CHECKING:
 class PreferenceDataModule(HumanLabelsDataModule):
     """Prompt + chosen and prompt + rejected, joined as a reward model reads prompt + response.
 
+    A text of more than text_tokens loses its beginning, which the two have in common, not its end, where they differ.
+    Pairs that are equal after the cut are left out, and counted.
+
     Args:
         prompt_column: holds what both texts begin with; none = the two columns hold whole texts
         chosen_column: holds the preferred text
         rejected_column: holds the other
         **kwargs: as in HumanLabelsDataModule
     """
+
+    truncation_side = "left"
 
     def __init__(
         self,
@@ -44,28 +51,46 @@ class PreferenceDataModule(HumanLabelsDataModule):
         return [*([] if self.prompt_column is None else [self.prompt_column]), *self.pair]
 
     def usable(self, rows: Dataset, split: str) -> Rows:
-        """Rows with two different texts; others say nothing."""
-        kept = []
-        for start, part in batches(rows, list(self.pair)):
-            pairs = enumerate(zip(part[self.pair[0]], part[self.pair[1]], strict=True), start=start)
-            kept += [number for number, (a, b) in pairs if isinstance(a, str) and isinstance(b, str) and a != b]
+        """Rows with two texts that differ in the tokens that are left of them; others say nothing."""
+        kept: list[int] = []
+        alike = 0
+        for start, part in batches(rows, self.columns):
+            differ = [
+                n for n, (a, b) in enumerate(self._pairs(part)) if isinstance(a, str) and isinstance(b, str) and a != b
+            ]
+            chosen, rejected = (self.cut(side) for side in self._texts(part, differ)) if differ else ([], [])
+            told_apart = [start + n for n, a, b in zip(differ, chosen, rejected, strict=True) if a != b]
+            kept += told_apart
+            alike += len(differ) - len(told_apart)
+        where = f"{self.source} ({split})"
+        if not kept and alike:
+            raise DataError(
+                f"{where}: the two texts of all {alike} pairs are equal in their last {self.text_tokens} tokens; raise "
+                "data.text_tokens, or give a tokenizer that tells them apart"
+            )
         if not kept:
             raise DataError(
-                f"{self.source} ({split}): no pair of two different texts in {' and '.join(self.pair)}; "
+                f"{where}: no pair of two different texts in {' and '.join(self.pair)}; "
                 "set data.chosen_column and data.rejected_column"
             )
+        if alike:
+            rank_zero_info(f"{where}: {alike} pairs left out, equal in their last {self.text_tokens} tokens")
         return np.array(kept, dtype=np.int64)
 
     def check(self, rows: Dataset, split: str) -> None:
         """Any pair teaches something."""
 
     def collate(self, rows: Dataset, numbers: list[int]) -> PreferenceBatch:
-        part = rows[numbers]
-        prompts = (
-            [""] * len(numbers) if self.prompt_column is None else [str(p or "") for p in part[self.prompt_column]]
-        )
-        texts = [[prompt + text for prompt, text in zip(prompts, part[name], strict=True)] for name in self.pair]
-        chosen, rejected = (self.encode(side) for side in texts)
+        chosen, rejected = (self.encode(side) for side in self._texts(rows[numbers], range(len(numbers))))
         return PreferenceBatch(
             chosen_ids=chosen[0], chosen_mask=chosen[1], rejected_ids=rejected[0], rejected_mask=rejected[1]
         )
+
+    def _pairs(self, part: dict[str, list[Any]]) -> Iterator[tuple[Any, Any]]:
+        return zip(part[self.pair[0]], part[self.pair[1]], strict=True)
+
+    def _texts(self, part: dict[str, list[Any]], numbers: Iterable[int]) -> tuple[list[str], list[str]]:
+        """The chosen and the rejected texts of some rows, each with its prompt."""
+        prompts = {n: "" if self.prompt_column is None else str(part[self.prompt_column][n] or "") for n in numbers}
+        chosen, rejected = ([prompt + part[name][n] for n, prompt in prompts.items()] for name in self.pair)
+        return chosen, rejected

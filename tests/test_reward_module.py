@@ -131,6 +131,36 @@ def test_a_language_model_can_be_the_backbone_and_the_loss_is_bradley_terrys(tmp
     torch.testing.assert_close(module.training_step(batch, 0), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_pairs_lose_their_beginning_and_those_equal_after_it_are_counted(backbone, tmp_path, caplog):
+    from transformers import AutoTokenizer
+
+    from datamodules import PreferenceDataModule
+    from lightning_rarlhf.errors import DataError
+
+    def data(rows, text_tokens=4):
+        path = str(write_jsonl(tmp_path / "pairs.jsonl", rows))
+        options = {"tokenizer": str(backbone), "prompt_column": "prompt", "text_tokens": text_tokens}
+        return PreferenceDataModule(path=path, **options)
+
+    long = {"prompt": "the film was very very very", "chosen": " kind and warm", "rejected": " rude"}
+    alike = {"prompt": "the", "chosen": " good food was the very film", "rejected": " bad food was the very film"}
+    module = data([long] * 20 + [alike] * 3)
+    with caplog.at_level("INFO"):
+        module.setup("fit")
+    assert "(all): 3 pairs left out, equal in their last 4 tokens" in caplog.text
+    assert sum(module.identity()["rows"].values()) == 20
+    rows = module._rows["train"]
+    batch = module.collate(rows, [0])
+    decode = AutoTokenizer.from_pretrained(backbone).decode
+    assert decode(batch.chosen_ids[0]) == "very kind and warm"
+    assert decode(batch.rejected_ids[0]) == "very very very rude"
+    with pytest.raises(
+        DataError, match="the two texts of all 5 pairs are equal in their last 4 tokens; raise data.text_t"
+    ):
+        data([alike] * 5).setup("fit")
+    data([alike] * 20, text_tokens=8).setup("fit")
+
+
 def module_on(folder, labels, stage, text_tokens=32):
     """A module that was built for data with these labels."""
     from types import SimpleNamespace
