@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 VALUE_HEAD_FILE = "value_head.safetensors"
 """Written beside an exported policy; a folder that has it starts with this critic."""
 
+_NF4_BLOCK = 64
+"""weights that bitsandbytes packs together; a layer of fewer inputs cannot be multiplied with"""
+
 
 def load_causal_lm(config: PolicyConfig, device: torch.device | None = None) -> PreTrainedModel:
     """The network that `config` starts from: any `AutoModelForCausalLM` by hub id or folder, in the dtype asked for.
@@ -64,6 +67,12 @@ def _from_pretrained(
     lm: PreTrainedModel = load_pretrained(
         AutoModelForCausalLM, name, "a causal language model", revision=revision, **options
     )
+    width = int(lm.config.get_text_config().hidden_size)
+    if config.quantization == "4bit" and width < _NF4_BLOCK:
+        raise ModelError(
+            f"{name}: policy.quantization=4bit packs blocks of {_NF4_BLOCK} weights, its layers have {width} inputs; "
+            "give --model.policy.quantization 8bit"
+        )
     return lm
 
 

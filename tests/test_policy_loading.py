@@ -56,3 +56,8 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match="not a causal language model") as caught:
         load_causal_lm(PolicyConfig(pretrained=str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+def test_layers_too_narrow_for_four_bits_are_refused(policy_folder):
+    with pytest.raises(ModelError, match=r"blocks of 64 weights, its layers have 16 inputs; .*8bit"):
+        load_causal_lm(PolicyConfig(pretrained=str(policy_folder), quantization="4bit"))
