@@ -104,6 +104,8 @@ class RunCheckpoint(SafeCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._last_written_at = trainer.global_step
         self._written_when = time.monotonic()
+        if self.guard is not None and trainer.global_step > 0:
+            self._limit()  # a start that a resumed run does not know is refused before it trains
         if self._owes_validation:
             rank_zero_info(f"the run was stopped in the validation after iteration {trainer.global_step}: validating")
             _validate(trainer)

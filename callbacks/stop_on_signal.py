@@ -118,7 +118,9 @@ class StopOnSignal(Checkpoint):
         if not self._stopping:
             return
         if trainer.state.fn == TrainerFn.FITTING:
-            rank_zero_info(f"stopped after {trainer.global_step} iterations; go on with --ckpt_path last")
+            resumable = trainer.global_step > 0 and _is_written(trainer)
+            after = "go on with --ckpt_path last" if resumable else "this state is in no checkpoint"
+            rank_zero_info(f"stopped after {trainer.global_step} iterations; {after}")
             _requeue(trainer, self._stopping)
         launched = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.local_rank > 0
         # the process that launched this one takes any other status for a crash, and kills the rest

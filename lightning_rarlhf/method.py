@@ -44,8 +44,10 @@ _INTERFERING = (
 """of Lightning's own callbacks those that can change what is learned"""
 _WATCHERS = ("HuggingFaceExport", "PromptPerplexity", "DriftAlarm", "TQDMProgressBar", "RichProgressBar")
 """callbacks that only look on; one of the user's own may do anything, so it is part of the method"""
+_WHOLE = 2**28
+"""bytes up to which a fingerprint reads a file whole (256 MiB, a fraction of a second)"""
 _WINDOW = 65_536
-"""bytes that a fingerprint reads at the beginning, middle and end of a file"""
+"""bytes that it reads at the beginning, middle and end of a larger file"""
 
 
 def method_of(fit: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,9 +74,9 @@ def name_of(callback: Any) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Hash of names, sizes and parts of the contents of a file, or of all files below a folder.
+    """Hash of names, sizes and contents of a file, or of all files below a folder.
 
-    Beginnings, middles and ends are read, not every byte: that takes no time for large models.
+    Of files above 256 MiB beginning, middle and end are read, not every byte: that takes no time for large models.
     """
     digest = hashlib.sha256()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
@@ -82,7 +84,10 @@ def fingerprint(path: Path) -> str:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
         with file.open("rb") as content:
-            for start in sorted({0, size // 2, max(0, size - _WINDOW)}):
+            if size <= _WHOLE:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+                continue
+            for start in (0, size // 2, size - _WINDOW):
                 content.seek(start)
                 digest.update(content.read(_WINDOW))
     return digest.hexdigest()

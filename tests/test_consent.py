@@ -8,6 +8,7 @@ import pytest
 
 from lightning_rarlhf.consent import differences, fingerprints, settings_of_method
 from lightning_rarlhf.going_on import record_of
+from lightning_rarlhf.method import fingerprint
 
 CONFIG = {
     "seed_everything": 0,
@@ -155,7 +156,10 @@ def test_a_model_that_has_moved_is_the_same_one(model, tmp_path):
     assert differences(before, now, prints, prints_now) == []
 
 
-@pytest.mark.parametrize(("name", "content"), [("weights", bytes(299_999) + b"1"), ("config.json", b"{ }")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("weights", bytes(299_999) + b"1"), ("weights", bytes(99_999) + b"1" + bytes(200_000)), ("config.json", b"{ }")],
+)
 def test_a_model_that_was_replaced_in_its_place_is_another(model, name, content):
     before, prints = of_model(model)
     (model / name).write_bytes(content)
@@ -163,6 +167,18 @@ def test_a_model_that_was_replaced_in_its_place_is_another(model, name, content)
     (change,) = differences(before, now, prints, prints_now)
     assert change.line == f"model.policy.pretrained: {model} → another content at the same place"
     assert change.needs_consent
+
+
+def test_of_very_large_files_the_size_and_three_places_tell(model, monkeypatch):
+    monkeypatch.setattr("lightning_rarlhf.method._WHOLE", 200_000)
+    prints = {fingerprint(model)}
+    for place in (0, 150_000, 299_999):
+        content = bytearray(300_000)
+        content[place] = 1
+        (model / "weights").write_bytes(content)
+        prints.add(fingerprint(model))
+    (model / "weights").write_bytes(bytes(300_001))
+    assert len({*prints, fingerprint(model)}) == 5
 
 
 def test_only_settings_that_name_files_are_looked_up(tmp_path, monkeypatch):

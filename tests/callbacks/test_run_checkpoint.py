@@ -138,8 +138,15 @@ def test_a_resumed_run_keeps_the_start_and_the_best(tmp_path):
 def test_a_resumed_run_that_does_not_know_the_start_asks_for_it(tmp_path):
     fit(SCRIPT, [checkpoint(tmp_path)], tmp_path, steps=3)
     last = tmp_path / "checkpoints" / "last.ckpt"
+    trained = []
+
+    class Spy(Callback):
+        def on_train_batch_start(self, trainer, module, *_) -> None:
+            trained.append(trainer.global_step)
+
     with pytest.raises(UserError, match="does not know val/perplexity at the start; give checkpoint.guard_start"):
-        fit(SCRIPT, [checkpoint(tmp_path, guard="val/perplexity")], tmp_path, ckpt_path=last)
+        fit(SCRIPT, [Spy(), checkpoint(tmp_path, guard="val/perplexity")], tmp_path, ckpt_path=last)
+    assert trained == []
     fit(SCRIPT, [checkpoint(tmp_path, guard="val/perplexity", guard_start=40.0)], tmp_path, ckpt_path=last)
     assert files(tmp_path) == ["best-step=5.ckpt", "last.ckpt"]
 

@@ -83,6 +83,31 @@ def test_the_last_iteration_and_its_validation_are_finished(tmp_path):
         assert not trainer.interrupted
 
 
+@pytest.mark.parametrize(
+    ("when", "told"),
+    [
+        ("before training", "stopped after 0 iterations; this state is in no checkpoint"),
+        ("in training", "stopped after 2 iterations; go on with --ckpt_path last"),
+    ],
+)
+def test_it_says_how_to_go_on_where_there_is_something_to_go_on_from(tmp_path, caplog, capsys, when, told):
+    class Interrupts(Callback):
+        def on_validation_batch_start(self, trainer, *_) -> None:
+            if trainer.sanity_checking and when == "before training":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    caplog.set_level("INFO")
+    script = {step: {"val/cvar_10": 1.0} for step in range(9)}
+    checkpoint = RunCheckpoint(dirpath=str(tmp_path), monitor="val/cvar_10", guard="val/cvar_10")
+    with pytest.raises(SystemExit):
+        fit(
+            script,
+            [Interrupts(), Sends(signal.SIGINT, "on_train_batch_start", 1), StopOnSignal(), checkpoint],
+            tmp_path,
+        )
+    assert told in caplog.text + capsys.readouterr().err
+
+
 def test_the_handlers_that_were_there_are_put_back(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run(tmp_path)
