@@ -15,7 +15,6 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.policy import ActorCritic
-from lightning_rarlhf.provenance import write_training
 from lightning_rarlhf.sharding import whole_checkpoint
 
 
@@ -53,14 +52,13 @@ class HuggingFaceExport(Callback):
         if actor is None or not trainer.is_global_zero:
             return
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "huggingface")
-        self._export(pl_module, actor, folder)
-        write_training(folder, pl_module.training_record())
+        self._export(pl_module, actor, folder, pl_module.training_record())
         rank_zero_info(f"exported the final policy to {folder}")
         best = _best_checkpoint(trainer)
         if best:
             self._export_best(pl_module, actor, best, folder.with_name(folder.name + "-best"))
 
-    def _export(self, module: LanguageModule, actor: ActorCritic, folder: Path) -> None:
+    def _export(self, module: LanguageModule, actor: ActorCritic, folder: Path, training: dict[str, Any]) -> None:
         export_policy(
             actor,
             module.tokenizer,
@@ -68,19 +66,19 @@ class HuggingFaceExport(Callback):
             with_critic=module.trains_critic,
             form=self.form,
             policy=module.policy_config,
+            training=training,
         )
 
     def _export_best(self, module: LanguageModule, actor: ActorCritic, checkpoint: str, folder: Path) -> None:
         adapted = module.policy_config.lora is not None  # the frozen weights below adapters are in no checkpoint
         best, state = _actor_weights(Path(checkpoint)), actor.state_dict()
         final = {name: state[name].clone() for name in best}
+        steps = _content(Path(checkpoint))["global_step"]
         try:
             actor.load_state_dict(best, strict=not adapted)
-            self._export(module, actor, folder)
+            self._export(module, actor, folder, module.training_record() | {"steps": steps})
         finally:
             actor.load_state_dict(final, strict=not adapted)
-        steps = _content(Path(checkpoint))["global_step"]
-        write_training(folder, module.training_record() | {"steps": steps})
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")
 
 

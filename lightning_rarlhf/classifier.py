@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import torch
 from lightning_rarlhf.config import BackboneConfig
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import require_model
+from lightning_rarlhf.one_move import folder_in_one_move
 from lightning_rarlhf.own_code import load_pretrained
 
 if TYPE_CHECKING:
@@ -125,15 +124,10 @@ def export_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     Raises:
         ModelError: the reloaded copy scores a text differently; `folder` is left as it was.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        copy = Path(scratch) / folder.name
+    with folder_in_one_move(folder) as copy:
         model.save_pretrained(copy)
         tokenizer.save_pretrained(copy)
         _require_same_scores(model, tokenizer, copy)
-        if folder.exists():
-            shutil.move(folder, Path(scratch) / "replaced")
-        shutil.move(copy, folder)
 
 
 @torch.no_grad()

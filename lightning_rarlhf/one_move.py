@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,20 @@ def in_one_move(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def folder_in_one_move(path: Path) -> Iterator[Path]:
+    """As `in_one_move`, of an empty folder to fill; if killed while it moves in, see `recover_folder`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        partial = Path(scratch) / path.name
+        partial.mkdir()
+        yield partial
+        for made in (*partial.rglob("*"), partial):
+            flush_to_disk(made)
+        move_folder_in(partial, path)
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until the file's content (the folder's list of names) has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -45,9 +60,13 @@ def move_folder_in(partial: Path, path: Path) -> None:
     """Let the finished folder `partial` take the place of the folder `path`; if killed, see `recover_folder`."""
     replaced = path.with_name(path.name + _REPLACED)
     discard(replaced)
-    if path.exists():
-        os.rename(path, replaced)
-    os.rename(partial, path)
+    try:
+        if path.exists():
+            os.rename(path, replaced)
+        os.rename(partial, path)
+    except BaseException:
+        recover_folder(path)
+        raise
     flush_to_disk(path.parent)
     discard(replaced)
 

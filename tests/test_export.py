@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -81,6 +82,19 @@ def test_a_copy_that_answers_differently_is_refused_and_the_old_one_kept(policy_
         export_policy(actor, tokenizer, tmp_path / "out", with_critic=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "kept.txt").exists()
+
+
+def test_a_full_disk_is_said_in_a_line_and_the_old_export_kept(policy_folder, tmp_path, monkeypatch):
+    actor, tokenizer = trained(policy_folder)
+    (tmp_path / "out").mkdir()
+
+    def full(tensors, path):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(ModelError, match="could not be written .*No space left on device.*; nothing was replaced"):
+        export_policy(actor, tokenizer, tmp_path / "out", with_critic=True, training={"steps": 1})
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
 
 
 LORA = LoRAConfig(r=4, alpha=8)

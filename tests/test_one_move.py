@@ -5,7 +5,7 @@ import os
 import pytest
 
 from lightning_rarlhf import one_move
-from lightning_rarlhf.one_move import in_one_move, recover_folder
+from lightning_rarlhf.one_move import folder_in_one_move, in_one_move, recover_folder
 
 
 def test_the_new_file_takes_the_place_of_the_old(tmp_path):
@@ -57,3 +57,26 @@ def test_a_folder_that_is_gone_altogether_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(one_move.os, "rename", lambda source, target: os.rmdir(source) or os.stat(source))
     with pytest.raises(FileNotFoundError):
         recover_folder(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_an_interrupt_while_a_folder_moves_in_leaves_the_old_one(tmp_path, monkeypatch, killed_at):
+    """Ctrl-C at either rename; the second time, an undisturbed one, the new folder is there alone."""
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old.txt").touch()
+    rename, calls = os.rename, []
+
+    def interrupted(source, target):
+        calls.append(target)
+        if len(calls) == killed_at:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), folder_in_one_move(path) as partial:
+        (partial / "new.txt").touch()
+    assert [entry.relative_to(tmp_path).as_posix() for entry in tmp_path.rglob("*")] == ["out", "out/old.txt"]
+    with folder_in_one_move(path) as partial:
+        (partial / "new.txt").touch()
+    assert [entry.relative_to(tmp_path).as_posix() for entry in tmp_path.rglob("*")] == ["out", "out/new.txt"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +15,10 @@ from lightning_rarlhf.export.adapter import save_adapter
 from lightning_rarlhf.export.plain import plain_model
 from lightning_rarlhf.hub import base_of_adapter
 from lightning_rarlhf.lora import is_adapted
+from lightning_rarlhf.one_move import folder_in_one_move
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.policy_loading import VALUE_HEAD_FILE
+from lightning_rarlhf.provenance import write_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +37,7 @@ def export_policy(
     with_critic: bool,
     form: Form = "merged",
     policy: PolicyConfig | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> None:
     """Save model and tokenizer into `folder`, replacing what is there only once the copy is proven.
 
@@ -50,27 +52,30 @@ def export_policy(
         with_critic: put the value head beside the model; False where it was not trained.
         form: the whole model with its adapter merged, or the adapter alone.
         policy: what the policy was loaded from; an adapter's folder names it.
+        training: what trained the policy, to be kept beside it (`provenance.write_training`).
 
     Raises:
-        ModelError: the copy is not the policy, or there is no adapter to write; `folder` is left as it was.
+        ModelError: the copy is not the policy, there is no adapter to write, or the disk is full; `folder` is left as
+            it was.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        copy = Path(scratch) / folder.name
-        copy.mkdir()
-        if form == "adapter":
-            _save_adapter(actor.lm, copy, policy)
-        else:
-            _save_merged(actor.lm, copy)
-        tokenizer.save_pretrained(copy)
-        if with_critic:
-            head = {name: value.detach().cpu().contiguous() for name, value in actor.value_head.state_dict().items()}
-            save_file(head, copy / VALUE_HEAD_FILE)
-        if folder.exists():
-            shutil.move(folder, Path(scratch) / "replaced")
-        shutil.move(copy, folder)
+    try:
+        with folder_in_one_move(folder) as copy:
+            if form == "adapter":
+                _save_adapter(actor.lm, copy, policy)
+            else:
+                _save_merged(actor.lm, copy)
+            tokenizer.save_pretrained(copy)
+            if with_critic:
+                head = {n: value.detach().cpu().contiguous() for n, value in actor.value_head.state_dict().items()}
+                save_file(head, copy / VALUE_HEAD_FILE)
+            if training is not None:
+                write_training(copy, training)
+    except (OSError, SafetensorError) as error:  # the latter is how the library says that the disk is full
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"export to {folder}: it could not be written ({reason}); nothing was replaced") from error
 
 
 def _save_adapter(lm: PreTrainedModel, copy: Path, policy: PolicyConfig | None) -> None:
