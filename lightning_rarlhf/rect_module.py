@@ -54,11 +54,19 @@ class RectModule(LanguageModule):
         self.bad_below = bad_below
 
     def setup(self, stage: str) -> None:
-        """Refuse to test: the head alone draws nothing."""
+        """Refuse to test, since the head alone draws nothing, and processes that would each weigh their own tokens.
+
+        Raises:
+            UserError: with what to give instead.
+        """
         if stage in ("test", "predict"):
             raise UserError(
                 f"RectModule fits a head; to {stage} with it use --model DecodingModule --model.method Rect "
                 "--model.method.head RUN"
+            )
+        if self.trainer.world_size > 1:
+            raise UserError(
+                f"RectModule fits its head in one process; got {self.trainer.world_size}: give --trainer.devices 1"
             )
         super().setup(stage)
 

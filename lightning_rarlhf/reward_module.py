@@ -39,6 +39,7 @@ from lightning_rarlhf.reward_report import (
     measures_of_pairs,
     write_reward_report,
 )
+from lightning_rarlhf.strategies import FSDP2Strategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,6 +90,8 @@ class RewardModule(GuardedModule):
         """Load the network; its labels are those of the data."""
         if self.label_names:
             return
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
+            raise UserError("RewardModule's network is not divided among processes; give --trainer.strategy ddp")
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "label_names", None)
         if not names:

@@ -145,7 +145,11 @@ PLACES = (
         ("lightning_rarlhf/evaluated_module.py", "lightning_rarlhf/strategies.py"),
     ),
     Place("lightning_rarlhf/ppo_updater.py", 3),
-    Place("lightning_rarlhf/reward_module.py", 3, ("lightning_rarlhf/guarded_module.py",)),
+    Place(
+        "lightning_rarlhf/reward_module.py",
+        3,
+        ("lightning_rarlhf/guarded_module.py", "lightning_rarlhf/strategies.py"),
+    ),
     Place(
         "lightning_rarlhf/ppo_module.py",
         3,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.rect_module import RectModule
+from lightning_rarlhf.reward_models import CallableReward
 from tests.decoding.hosts import run, save_world
 from tests.test_configs import QUIET, ROOT
 
@@ -67,3 +71,10 @@ def test_the_head_alone_cannot_be_tested(world, tmp_path, capsys):
         train.main(["test", *arguments(world, tmp_path)])
     assert end.value.code == 2
     assert "use --model DecodingModule --model.method Rect" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused():
+    module = RectModule(CallableReward("tests.test_rect_module.no_films"), bad_below=0.0)
+    module.trainer = SimpleNamespace(world_size=2)
+    with pytest.raises(UserError, match=r"RectModule fits its head in one process; got 2: give --trainer\.devices 1"):
+        module.setup("fit")

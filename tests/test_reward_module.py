@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import train
 from lightning_rarlhf.errors import ModelError, UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
 from lightning_rarlhf.reward_models import ClassifierReward
+from lightning_rarlhf.reward_module import RewardModule
+from lightning_rarlhf.strategies import FSDP2Strategy
 from tests.datamodules.data_files import jigsaw_rows, write_csv, write_jsonl, write_parquet
 from tests.test_configs import QUIET, ROOT
 from tests.tiny_models import causal_lm, save_classifier, save_policy, save_tokenizer
@@ -362,3 +365,10 @@ def test_mistakes_are_one_line_and_exit_2(backbone, tmp_path, capsys, case):
     assert len(message) == 1
     assert re.search(expected, message[0]), message[0]
     assert not (tmp_path / "run" / "huggingface").exists()
+
+
+def test_a_divided_network_is_refused():
+    module = RewardModule()
+    module.trainer = SimpleNamespace(strategy=FSDP2Strategy())
+    with pytest.raises(UserError, match="not divided among processes; give --trainer.strategy ddp"):
+        module.configure_model()
