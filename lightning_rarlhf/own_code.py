@@ -6,7 +6,9 @@ name an overlay puts in place of the one that was trusted.
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +59,12 @@ def load_pretrained(kind: Any, name: str, what: str, *, revision: str | None = N
         options: passed on.
 
     Raises:
-        ModelError: not there, damaged, of another kind, or with code that is not trusted.
+        ModelError: not there, damaged, of another kind, or with code that is not trusted or another repository's.
     """
     from safetensors import SafetensorError
 
+    if may_run_code(name, revision):
+        _require_code_of_its_own(name, revision)
     try:
         # transformers would ask on the terminal if trust_remote_code were left out
         return kind.from_pretrained(name, revision=revision, trust_remote_code=may_run_code(name, revision), **options)
@@ -68,6 +72,50 @@ def load_pretrained(kind: Any, name: str, what: str, *, revision: str | None = N
         raise
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         raise load_failure(name, what, error) from error
+
+
+def _require_code_of_its_own(name: str, revision: str | None) -> None:
+    """Refuse a trusted model that would run code of another repository, which no commit pins: ``other/repo--file.X``.
+
+    Raises:
+        ModelError: naming that code.
+    """
+    from transformers.utils.hub import cached_file
+
+    for file in ("config.json", "tokenizer_config.json"):
+        path = cached_file(
+            name,
+            file,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path is None:
+            continue
+        try:
+            settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{name}: its {file} is not JSON ({error})") from None
+        for entry in _code_in(settings):
+            repository, sign, _ = entry.partition("--")
+            if sign and repository != name:
+                raise ModelError(
+                    f"{name}: its {file} runs code of another repository ({entry}), which trust_remote_code does not "
+                    "cover; copy that code into a folder with the model and name the folder"
+                )
+
+
+def _code_in(settings: Any, inside: bool = False) -> Iterator[str]:
+    """Every class that an ``auto_map``, however deep, names; its values may be lists."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _code_in(value, inside or key == "auto_map")
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _code_in(value, inside)
+    elif inside and isinstance(settings, str):
+        yield settings
 
 
 def load_failure(name: str, what: str, error: Exception) -> ModelError:

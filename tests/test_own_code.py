@@ -52,6 +52,18 @@ def test_a_policy_with_code_is_refused_until_it_is_named(tmp_path):
     assert (folder / "ran").exists()
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_trust_does_not_reach_another_repositorys_code(tmp_path, file):
+    folder = with_code(save_policy(tmp_path / "policy"), "AutoModelForCausalLM")
+    settings = json.loads((folder / file).read_text())
+    settings["auto_map"] = settings.get("auto_map", {}) | {"AutoTokenizer": [None, "other/repo--mine.MyTokenizer"]}
+    (folder / file).write_text(json.dumps(settings))
+    trust(str(folder), str(folder), None, "policy.trust_remote_code")
+    with pytest.raises(ModelError, match=rf"its {file} runs code of another repository \(other/repo--mine.MyTok"):
+        load_causal_lm(PolicyConfig(pretrained=str(folder)))
+    assert not (folder / "ran").exists()
+
+
 def test_a_reward_with_code_is_refused_until_it_is_named(tmp_path):
     import torch
 
