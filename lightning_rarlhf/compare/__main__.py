@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_rarlhf.compare.runner import alone, run_stages, state_of, train
+from lightning_rarlhf.compare.runner import alone, run_stages, states_of, train
 from lightning_rarlhf.compare.stages import METHODS, Settings, Stage, plan, report_commands
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_line_parser import OneLineParser
@@ -72,8 +72,9 @@ def _tagged(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _show(stages: Sequence[Stage]) -> None:
+    states = states_of(stages)
     for number, stage in enumerate(stages, start=1):
-        _say(f"[{number}/{len(stages)}] {stage.name} ({state_of(stage)})")
+        _say(f"[{number}/{len(stages)}] {stage.name} ({states[stage.name]})")
         _say(f"    train.py {shlex.join(stage.command)}")
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -129,6 +135,85 @@ def test_other_settings_than_the_finished_runs_are_refused_before_anything_runs(
     with pytest.raises(UserError, match=r"quark seed 0: fit was run with other settings \(--x 2 only now\); delete"):
         run_stages(changed, train, lambda line: None)
     assert train.ran == []
+
+
+def test_a_changed_configuration_file_is_other_settings(tmp_path):
+    overlay = tmp_path / "own.yaml"
+    overlay.write_text("seed_everything: 1\n")
+    stages = plan(settings(tmp_path, methods=("sft",), extra=(("sft:fit", ("--config", str(overlay))),)))
+    run_stages(stages, Train(stages), lambda line: None)
+    overlay.write_text("seed_everything: 2\n")
+    with pytest.raises(
+        UserError, match=r"sft: fit was run with other settings \(\S+own\.yaml has changed since\); del"
+    ):
+        run_stages(stages, Train(stages), lambda line: None)
+
+
+def test_results_of_two_upstream_models_are_never_mixed(tmp_path):
+    """SFT is deleted: what came of it is named, and runs again once it is deleted, too."""
+    stages = plan(settings(tmp_path, methods=("sft", "rlhf")))
+    runs = tmp_path / "runs"
+    run_stages(stages, Train(stages), lambda line: None)
+    shutil.rmtree(runs / "sft")
+    train = Train(stages)
+    expected = rf"rlhf seed 0: fit was made from another sft: fit .*, and 1 more .* delete {runs}/rlhf/seed_0$"
+    with pytest.raises(UserError, match=expected):
+        run_stages(stages, train, lambda line: None)
+    assert train.ran == []
+    kept = tmp_path / "kept"
+    (runs / "rlhf").rename(kept)
+    run_stages(stages[:2], train, lambda line: None)
+    kept.rename(runs / "rlhf")
+    with pytest.raises(UserError, match="rlhf seed 0: fit was made from another sft: fit"):  # SFT is there, another one
+        run_stages(stages, train, lambda line: None)
+    shutil.rmtree(runs / "rlhf")
+    assert run_stages(stages, train, lambda line: None) == []
+    assert train.ran == [stage.name for stage in stages]
+
+
+def test_a_fit_that_is_made_again_wants_its_test_again(tmp_path):
+    stages = plan(settings(tmp_path, methods=("rlhf",)))
+    run_stages(stages, Train(stages), lambda line: None)
+    seed = tmp_path / "runs" / "rlhf" / "seed_0"
+    shutil.rmtree(seed / "huggingface")
+    with pytest.raises(UserError, match=rf"seed 0: test was made from another rlhf .* delete {seed}/results.json$"):
+        run_stages(stages, Train(stages), lambda line: None)
+    (seed / "results.json").unlink()
+    train = Train(stages)
+    assert run_stages(stages, train, lambda line: None) == []
+    assert train.ran == ["rlhf seed 0: fit", "rlhf seed 0: test"]
+
+
+@pytest.mark.parametrize(("presses", "told"), [(1, ["2"]), (2, ["2", "2", "15"])])
+def test_ctrl_c_tells_a_fit_once_and_a_second_one_ends_it(tmp_path, presses, told):
+    """The terminal tells both processes; a signal more from the runner would cut the checkpoint short."""
+    (tmp_path / "train.py").write_text(
+        "import signal, time\n"
+        "told = []\n"
+        "for number in (2, 15):\n"
+        "    signal.signal(number, lambda number, frame: told.append(number))\n"
+        "open('ready', 'w').close()\n"
+        "end = time.monotonic() + 10\n"
+        f"while len(told) < {len(told)} and time.monotonic() < end:\n"
+        "    time.sleep(0.02)\n"
+        "time.sleep(0.2)\n"
+        "open('told', 'w').write(' '.join(map(str, told)))\n"
+    )
+    words = (
+        "import signal; signal.signal(2, signal.default_int_handler)\n"  # a job in the background inherits none
+        "from pathlib import Path; from lightning_rarlhf.compare.runner import train; train([], Path('log'))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", words], cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    ready = tmp_path / "ready"
+    while not ready.exists() and process.poll() is None:
+        time.sleep(0.02)
+    for _ in range(presses):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.5)
+    assert process.wait(timeout=20) != 0
+    assert (tmp_path / "told").read_text().split() == told
 
 
 def test_a_half_written_record_does_not_stop_a_comparison(tmp_path):
