@@ -179,7 +179,7 @@ PLACES = (
     Place("lightning_rarlhf/quickstart/__main__.py", 4, ("lightning_rarlhf/cli.py", "train.py")),
     Place("lightning_rarlhf/certify/__main__.py", 4),
     Place("lightning_rarlhf/compare/__main__.py", 4),
-    Place("lightning_rarlhf/compare/", 2, ("lightning_rarlhf/compare/",)),
+    Place("lightning_rarlhf/compare/", 2, ("lightning_rarlhf/compare/", "lightning_rarlhf/results_file.py")),
     # What the quickstart is made of stands lower than the program that runs it.
     Place("lightning_rarlhf/quickstart/", 2, ("lightning_rarlhf/quickstart/",)),
 )
