@@ -64,9 +64,9 @@ class Process:
         file_limit: int | None = None,
         fresh: bool = False,
     ) -> None:
-        self.phase_file = folder / "phase"
+        self.phase_file = folder.with_suffix(".phase")
         self.phase_file.unlink(missing_ok=True)
-        self._error_file = folder / "stderr.txt"
+        self._error_file = folder.with_suffix(".stderr.txt")
         self._error_file.write_text("")
         changes = {**_FIXED, "FAULT_PHASE": str(self.phase_file), **environment}
         start = _fresh if fresh else _forked

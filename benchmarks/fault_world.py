@@ -114,7 +114,8 @@ class Run:
 
     @property
     def journal(self) -> Path:
-        return self.folder / "journal.jsonl"
+        # beside the folder: a full disk is a fault of the run, not of what is known of it
+        return self.folder.with_suffix(".journal.jsonl")
 
     def entries(self) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
         """Every line of the journal with what it is about; an iteration that was repeated comes several times."""
