@@ -32,7 +32,8 @@ def read_file(path: str | Path) -> Dataset:
     path = Path(path).expanduser()
     _require_data_file(path)
     loader = _LOADERS[path.suffix.lower()]
-    with _one_line_errors(str(path), "save it again as UTF-8 text or parquet that matches its ending"):
+    cache = f"or, if it is right, delete the cache of it below {datasets.config.HF_DATASETS_CACHE}"
+    with _one_line_errors(str(path), f"save it again as UTF-8 text or parquet that matches its ending, {cache}"):
         options = _csv_options(path) if loader == "csv" else _JSON_OPTIONS if loader == "json" else {}
         loaded = datasets.load_dataset(
             loader, data_files=glob.escape(str(path.absolute())), split=datasets.Split.TRAIN, **options
