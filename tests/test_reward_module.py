@@ -173,7 +173,7 @@ def module_on(folder, labels, stage, text_tokens=32):
 
     module = RewardModule(BackboneConfig(pretrained=str(folder)))
     data = SimpleNamespace(label_names=labels, text_tokens=text_tokens)
-    module._trainer = SimpleNamespace(datamodule=data, state=SimpleNamespace(fn=stage), ckpt_path=None)
+    module._trainer = SimpleNamespace(datamodule=data, state=SimpleNamespace(fn=stage), ckpt_path=None, strategy=None)
     module.configure_model()
     return module
 

@@ -18,6 +18,7 @@ def plackett_luce_nll(scores: Tensor) -> Tensor:
 def bradley_terry_nll(chosen: Tensor, rejected: Tensor) -> Tensor:
     """−log σ(r_chosen − r_rejected), the ranking of two; [B], [B] → [B].
 
+    >>> import torch
     >>> bradley_terry_nll(torch.tensor([0.0]), torch.tensor([0.0]))  # ln 2
     tensor([0.6931])
     """

@@ -109,6 +109,7 @@ def test_it_says_how_to_go_on_where_there_is_something_to_go_on_from(tmp_path, c
 
 
 def test_the_handlers_that_were_there_are_put_back(tmp_path):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run(tmp_path)
     with pytest.raises(SystemExit):
