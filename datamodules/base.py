@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -77,7 +75,6 @@ class PromptDataModule(RunDataModule, ABC):
         progress: show progress bars of reading and tokenizing
     """
 
-    hub_id: str | None = None
     min_characters: int = 0
     """texts with this many characters or fewer are left out; blank ones always are"""
     label_required: ClassVar[bool] = True
@@ -112,9 +109,9 @@ class PromptDataModule(RunDataModule, ABC):
         order_seed: NonNegativeInt | None = None,
         progress: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(path, order_seed)
         self.tokenizer_name, self.tokenizer_revision = tokenizer, tokenizer_revision
-        self.path, self.revision = path, revision
+        self.revision = revision
         self.purpose, self.sft_class, self.sft_codes = purpose, sft_class, sft_codes
         if sft_codes is not None and (len(set(sft_codes)) < 2 or sft_class != "all"):
             raise DataError(
@@ -127,13 +124,10 @@ class PromptDataModule(RunDataModule, ABC):
         self.val_size = val_size
         self.batch_size, self.eval_batch_size = int(batch_size), int(eval_batch_size)
         self.seed = int(seed)
-        self.order_seed = order_seed
         self.progress = progress
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._pool: _Pool | None = None
         self._tokens: dict[str, Dataset] = {}
-        self._train_loader: PromptLoader[Any] | None = None
-        self._train_state: dict[str, Any] | None = None
 
     # for subclasses
 
@@ -153,11 +147,6 @@ class PromptDataModule(RunDataModule, ABC):
         """Raw rows to predict on, each kept unless blank, numbered as in the source; None = the test prompts."""
         return None
 
-    @property
-    def source(self) -> str:
-        """Where rows come from, without a machine's own folders: hub id, or name of the local folder or file."""
-        return Path(self.path).expanduser().resolve().name if self.path else str(self.hub_id or type(self).__name__)
-
     # hooks that Lightning calls
 
     def prepare_data(self) -> None:
@@ -174,29 +163,11 @@ class PromptDataModule(RunDataModule, ABC):
         """
         self._build(_splits_of(stage))
 
-    def train_dataloader(self) -> PromptLoader[Any]:
-        self._train_loader = self._loader("train")
-        if self._train_state is not None:
-            # Lightning restores a loader itself, but not when the checkpoint stands at an epoch's very end.
-            self._train_loader.load_state_dict(self._train_state)
-            self._train_state = None
-        return self._train_loader
-
     def val_dataloader(self) -> PromptLoader[Any] | list[Any]:
         return self._loader("val") if self.val_size else []
 
-    def test_dataloader(self) -> PromptLoader[Any]:
-        return self._loader("test")
-
     def predict_dataloader(self) -> PromptLoader[Any]:
         return self._loader("predict")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position of the training data."""
-        return {"train": self._train_loader.state_dict()} if self._train_loader else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._train_state = state_dict.get("train")
 
     # result files
 
@@ -322,15 +293,8 @@ class PromptDataModule(RunDataModule, ABC):
             _column(tokens, "length").astype(np.int64),
             partial(collate, tokens, self._load_tokenizer().pad_token_id),
             batch_size=self.batch_size if train else self.eval_batch_size,
-            shuffle=train,
-            seed=self._order_seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            **self._dealt(split),
         )
-
-    @property
-    def _order_seed(self) -> int:
-        return int(os.environ.get("PL_GLOBAL_SEED", "0") if self.order_seed is None else self.order_seed)
 
     @contextmanager
     def _progress_bars(self) -> Iterator[None]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,21 +76,19 @@ class HumanLabelsDataModule(RunDataModule, ABC):
         seed: NonNegativeInt = 0,
         order_seed: NonNegativeInt | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(path, order_seed)
         if not 0 < val_fraction < 1 or not 0 < test_fraction < 1:
             raise DataError(f"val_fraction={val_fraction}, test_fraction={test_fraction}: expected between 0 and 1")
         self.tokenizer_name, self.tokenizer_revision = tokenizer, tokenizer_revision
-        self.path, self.hub_id, self.hub_config, self.revision = path, hub_id, hub_config, revision
+        self.hub_id, self.hub_config, self.revision = hub_id, hub_config, revision
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
         self.val_fraction, self.test_fraction = float(val_fraction), float(test_fraction)
         self.text_tokens = int(text_tokens)
         self.sizes = {"train": train_size, "test": test_size}
         self.batch_size, self.eval_batch_size = int(batch_size), int(eval_batch_size)
-        self.seed, self.order_seed = int(seed), order_seed
+        self.seed = int(seed)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, Dataset] | None = None
-        self._train_loader: PromptLoader[Any] | None = None
-        self._train_state: dict[str, Any] | None = None
 
     # for subclasses
 
@@ -142,30 +138,8 @@ class HumanLabelsDataModule(RunDataModule, ABC):
             self.check(self._rows[split], split)
         self._load_tokenizer()
 
-    def train_dataloader(self) -> PromptLoader[Any]:
-        self._train_loader = self._loader("train")
-        if self._train_state is not None:
-            self._train_loader.load_state_dict(self._train_state)
-            self._train_state = None
-        return self._train_loader
-
     def val_dataloader(self) -> PromptLoader[Any]:
         return self._loader("val")
-
-    def test_dataloader(self) -> PromptLoader[Any]:
-        return self._loader("test")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position of the training data."""
-        return {"train": self._train_loader.state_dict()} if self._train_loader else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._train_state = state_dict.get("train")
-
-    @property
-    def source(self) -> str:
-        """Where rows come from, without a machine's own folders."""
-        return Path(self.path).expanduser().resolve().name if self.path else str(self.hub_id or type(self).__name__)
 
     def identity(self) -> dict[str, Any]:
         """What names the data in result files."""
@@ -228,10 +202,7 @@ class HumanLabelsDataModule(RunDataModule, ABC):
             np.ones(len(rows), dtype=np.int64),  # a batch is as wide as its longest text, whatever a loader thinks
             lambda numbers, _width: self.collate(rows, numbers),
             batch_size=self.batch_size if train else self.eval_batch_size,
-            shuffle=train,
-            seed=int(os.environ.get("PL_GLOBAL_SEED", "0") if self.order_seed is None else self.order_seed),
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            **self._dealt(split),
         )
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
