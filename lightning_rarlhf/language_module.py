@@ -20,13 +20,14 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluated_module import EvaluatedModule
 from lightning_rarlhf.hub import require_model, split_revision
 from lightning_rarlhf.lora import WithoutAdapter
+from lightning_rarlhf.optimizing import keep_users_settings
 from lightning_rarlhf.own_code import trust
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
 from lightning_rarlhf.policy_loading import end_of_text_ids, load_actor_critic, load_causal_lm
 from lightning_rarlhf.policy_rules import require_trainable, require_workable
 from lightning_rarlhf.provenance import read_training, training_record
 from lightning_rarlhf.results_file import weights_sha256
-from lightning_rarlhf.resume import reapply_settings, settings_of
+from lightning_rarlhf.resume import settings_of
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import require_room
 from lightning_rarlhf.sharding import whole_state
@@ -179,10 +180,7 @@ class LanguageModule(EvaluatedModule):
     def on_train_start(self) -> None:
         """Refuse data that does not fit; let the user's optimizer settings count in a resumed run."""
         self._require_room(self.trainer.train_dataloader)
-        if self.trainer.ckpt_path:
-            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-            for line in reapply_settings(self.trainer.optimizers[0], self._optimizer_settings, schedulers):
-                rank_zero_info(f"optimizer: {line}")
+        keep_users_settings(self.trainer, self._optimizer_settings)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Refuse batches of another purpose."""

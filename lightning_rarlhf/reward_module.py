@@ -30,7 +30,8 @@ from lightning_rarlhf.distributed import gather_items
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
 from lightning_rarlhf.guarded_module import GuardedModule
-from lightning_rarlhf.resume import reapply_settings, settings_of
+from lightning_rarlhf.optimizing import keep_users_settings, with_linear_decay
+from lightning_rarlhf.resume import settings_of
 from lightning_rarlhf.reward_report import (
     aurocs_of_labels,
     both_ways,
@@ -128,25 +129,14 @@ class RewardModule(GuardedModule):
         """The optimizer over the whole network, and the linear decay."""
         optimizer = self.make_optimizer(self.parameters())
         self._optimizer_settings = settings_of(optimizer)
-        if not self.linear_decay:
-            return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if not 0 < steps < float("inf"):
-            raise UserError("linear_decay needs the run's length: set trainer.max_steps or trainer.max_epochs")
-        scheduler = torch.optim.lr_scheduler.LinearLR(
-            optimizer, start_factor=1.0, end_factor=0.0, total_iters=int(steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return with_linear_decay(optimizer, self.trainer) if self.linear_decay else optimizer
 
     def on_train_start(self) -> None:
         """Switch dropout on, as transformers leaves a loaded network without; let the user's settings count."""
         self.classifier.train()
         if self.seed is None:
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        if self.trainer.ckpt_path:
-            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-            for line in reapply_settings(self.trainer.optimizers[0], self._optimizer_settings, schedulers):
-                rank_zero_info(f"optimizer: {line}")
+        keep_users_settings(self.trainer, self._optimizer_settings)
 
     # learning
 

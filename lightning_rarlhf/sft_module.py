@@ -12,8 +12,8 @@ from torch import Tensor
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.distributed import total, world_size
-from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.optimizing import with_linear_decay
 from lightning_rarlhf.reward_models import RewardModel
 
 
@@ -66,15 +66,7 @@ class SFTModule(LanguageModule):
         """The optimizer over the language model alone, and the paper's linear decay."""
         optimizer = super().configure_optimizers()
         assert isinstance(optimizer, torch.optim.Optimizer)
-        if not self.linear_decay:
-            return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if not 0 < steps < float("inf"):
-            raise UserError("linear_decay needs the run's length: set trainer.max_steps or trainer.max_epochs")
-        scheduler = torch.optim.lr_scheduler.LinearLR(
-            optimizer, start_factor=1.0, end_factor=0.0, total_iters=int(steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return with_linear_decay(optimizer, self.trainer) if self.linear_decay else optimizer
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """Mean negative log-likelihood per token, over all processes."""

@@ -139,16 +139,17 @@ PLACES = (
     Place("lightning_rarlhf/guarded_module.py", 3),
     Place("lightning_rarlhf/evaluated_module.py", 3, ("lightning_rarlhf/guarded_module.py",)),
     Place("lightning_rarlhf/strategies.py", 3),
+    Place("lightning_rarlhf/optimizing.py", 3),
     Place(
         "lightning_rarlhf/language_module.py",
         3,
-        ("lightning_rarlhf/evaluated_module.py", "lightning_rarlhf/strategies.py"),
+        ("lightning_rarlhf/evaluated_module.py", "lightning_rarlhf/optimizing.py", "lightning_rarlhf/strategies.py"),
     ),
     Place("lightning_rarlhf/ppo_updater.py", 3),
     Place(
         "lightning_rarlhf/reward_module.py",
         3,
-        ("lightning_rarlhf/guarded_module.py", "lightning_rarlhf/strategies.py"),
+        ("lightning_rarlhf/guarded_module.py", "lightning_rarlhf/optimizing.py", "lightning_rarlhf/strategies.py"),
     ),
     Place(
         "lightning_rarlhf/ppo_module.py",
@@ -168,7 +169,9 @@ PLACES = (
             "lightning_rarlhf/ppo_updater.py",
         ),
     ),
-    Place("lightning_rarlhf/sft_module.py", 3, ("lightning_rarlhf/language_module.py",)),
+    Place(
+        "lightning_rarlhf/sft_module.py", 3, ("lightning_rarlhf/language_module.py", "lightning_rarlhf/optimizing.py")
+    ),
     Place("lightning_rarlhf/rect_module.py", 3, ("lightning_rarlhf/language_module.py",)),
     Place("lightning_rarlhf/decoding_module.py", 3, ("lightning_rarlhf/language_module.py",)),
     Place("callbacks/", 3, ("callbacks/", "lightning_rarlhf/language_module.py")),
