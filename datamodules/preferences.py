@@ -81,9 +81,11 @@ class PreferenceDataModule(HumanLabelsDataModule):
         """Any pair teaches something."""
 
     def collate(self, rows: Dataset, numbers: list[int]) -> PreferenceBatch:
-        chosen, rejected = (self.encode(side) for side in self._texts(rows[numbers], range(len(numbers))))
+        chosen, rejected = self._texts(rows[numbers], range(len(numbers)))
+        ids, mask = self.encode([*chosen, *rejected])  # at once, so that both sides have one width
+        (chosen_ids, rejected_ids), (chosen_mask, rejected_mask) = ids.chunk(2), mask.chunk(2)
         return PreferenceBatch(
-            chosen_ids=chosen[0], chosen_mask=chosen[1], rejected_ids=rejected[0], rejected_mask=rejected[1]
+            chosen_ids=chosen_ids, chosen_mask=chosen_mask, rejected_ids=rejected_ids, rejected_mask=rejected_mask
         )
 
     def _pairs(self, part: dict[str, list[Any]]) -> Iterator[tuple[Any, Any]]:

@@ -303,23 +303,22 @@ class LabelledBatch(_Batch):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceBatch(_Batch):
-    """Pairs of texts of which a human preferred one; each side is right-padded to a width of its own."""
+    """Pairs of texts of which a human preferred one, all right-padded to one width: one pass reads both sides."""
 
     chosen_ids: Tensor
     """i64 [B, S]"""
     chosen_mask: Tensor
     """bool [B, S]; True = a token of the text"""
     rejected_ids: Tensor
-    """i64 [B, S′]"""
+    """i64 [B, S]"""
     rejected_mask: Tensor
-    """bool [B, S′]"""
+    """bool [B, S]"""
 
     def __post_init__(self) -> None:
-        rows = len(self.chosen_ids)
+        shape = tuple(self.chosen_ids.shape)
         for side in ("chosen", "rejected"):
-            ids, mask = getattr(self, f"{side}_ids"), getattr(self, f"{side}_mask")
-            _require(f"{side}_ids", ids, (rows, ids.shape[1]), torch.int64)
-            _require(f"{side}_mask", mask, tuple(ids.shape), torch.bool)
+            _require(f"{side}_ids", getattr(self, f"{side}_ids"), shape, torch.int64)
+            _require(f"{side}_mask", getattr(self, f"{side}_mask"), shape, torch.bool)
 
     def __len__(self) -> int:
         return int(self.chosen_ids.shape[0])

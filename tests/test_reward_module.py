@@ -116,11 +116,13 @@ def test_a_language_model_can_be_the_backbone_and_the_loss_is_bradley_terrys(tmp
 
     causal_lm("gpt2").save_pretrained(tmp_path / "lm")
     save_tokenizer(tmp_path / "lm")
+    unlike = [{**pair, "rejected": pair["rejected"] + " and very very bad"} for pair in pairs(40)]
     data = PreferenceDataModule(
-        tokenizer=str(tmp_path / "lm"), path=str(write_parquet(tmp_path / "pairs.parquet", pairs(40))), batch_size=4
+        tokenizer=str(tmp_path / "lm"), path=str(write_parquet(tmp_path / "pairs.parquet", unlike)), batch_size=4
     )
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
+    assert (batch.chosen_mask.sum(dim=1) < batch.rejected_mask.sum(dim=1)).all()  # two sides of unlike lengths
     module = RewardModule(BackboneConfig(pretrained=str(tmp_path / "lm")))
     tokenizer = load_classifier_tokenizer(str(tmp_path / "lm"))
     module.classifier, _ = load_classifier(module.backbone, ["preference"], tokenizer.pad_token_id)
