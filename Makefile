@@ -103,8 +103,8 @@ RA_MODEL := $(RA)/huggingface
 TRAIN := $(PY) train.py
 DATA_ARGS = $(if $(DATA),--data.path '$(DATA)')
 REWARD_ARGS = $(if $(REWARD),--model.reward.pretrained '$(REWARD)')
-# A fit that is told to stop (SIGTERM) ends without an error and without an export.
-REQUIRE = @test -f $@ || { echo "make: stopped before $@ was written; the same command goes on from the last checkpoint" >&2; exit 1; }
+# A trial (ARGS="--trainer.fast_dev_run true") ends without an error and without an export.
+REQUIRE = @test -f $@ || { echo "make: $@ was not written; a trial (fast_dev_run) leaves none, and a stopped fit goes on from its last checkpoint by the same command" >&2; exit 1; }
 
 paper: $(SFT)/results.json $(RA)/results.json ## the paper's recipe for TASK, resumable: SFT, RA-RLHF from and against it, test
 	@echo "SFT:     $(SFT)/results.json"

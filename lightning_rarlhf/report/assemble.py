@@ -23,7 +23,7 @@ from lightning_rarlhf.report.matched_kl import MatchedKL, match_kl, require_tail
 from lightning_rarlhf.report.matched_kl_words import statements
 from lightning_rarlhf.report.methods import Method, group, labels_of
 from lightning_rarlhf.report.notes import notes, one_reference
-from lightning_rarlhf.report.tables import print_comparison
+from lightning_rarlhf.report.table_terminal import print_comparison
 from lightning_rarlhf.report.training_curves import read_training_curves
 from lightning_rarlhf.results import Run, read_run, require_comparable
 

@@ -13,20 +13,15 @@ import numpy as np
 from lightning_rarlhf.functional.statistics import LEAST_TAIL
 from lightning_rarlhf.one_move import in_one_move
 from lightning_rarlhf.plain_text import name_to_show
+from lightning_rarlhf.report.cell_texts import explanation, paper_metrics
 from lightning_rarlhf.report.comparison import Comparison
 from lightning_rarlhf.report.matched_kl import STATISTICS, Curve, Match, MatchedKL
 from lightning_rarlhf.report.matched_kl_words import statements
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.numbers import number
-from lightning_rarlhf.report.tables import (
-    as_csv,
-    as_latex,
-    as_markdown,
-    as_paper_markdown,
-    explanation,
-    markdown_table,
-    paper_metrics,
-)
+from lightning_rarlhf.report.table_csv import as_csv
+from lightning_rarlhf.report.table_latex import as_latex
+from lightning_rarlhf.report.table_markdown import as_markdown, as_paper_markdown, markdown_table
 
 MAIN = "report.md"
 TEXTS = (MAIN, "table.csv", "table.tex", "matched_kl.csv")

@@ -9,18 +9,15 @@ from pathlib import Path
 import pytest
 
 from lightning_rarlhf.functional.statistics import Interval, MeanSD
+from lightning_rarlhf.report.cell_texts import explanation
 from lightning_rarlhf.report.comparison import Comparison, compare
 from lightning_rarlhf.report.methods import group
 from lightning_rarlhf.report.metric_names import metric_name
 from lightning_rarlhf.report.numbers import TOO_FEW, decimals_for, ends, number, spread, verdict
-from lightning_rarlhf.report.tables import (
-    as_csv,
-    as_latex,
-    as_markdown,
-    as_paper_markdown,
-    explanation,
-    print_comparison,
-)
+from lightning_rarlhf.report.table_csv import as_csv
+from lightning_rarlhf.report.table_latex import as_latex
+from lightning_rarlhf.report.table_markdown import as_markdown, as_paper_markdown
+from lightning_rarlhf.report.table_terminal import print_comparison
 from lightning_rarlhf.results import read_run
 from tests.report.run_folders import scores_of, write_run
 
