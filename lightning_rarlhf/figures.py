@@ -21,19 +21,19 @@ Scores: TypeAlias = NDArray[np.float64]
 
 PALETTE = ("#5F6B73", "#D55E00", "#0072B2", "#009E73", "#CC79A7")
 """told apart by colour-blind eyes (Okabe and Ito, 2008), after a grey for what came before"""
-_INK, _FAINT = "#222222", "#D9DDE0"
+INK, FAINT = "#222222", "#D9DDE0"
 _BINS = 40
-_STYLE: Any = {
+STYLE: Any = {
     "text.parse_math": False,  # a dollar sign in a label is one
     "font.family": "DejaVu Sans",
     "font.size": 10,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "savefig.dpi": 150,
 }
 
@@ -89,7 +89,7 @@ def draw_score_distributions(
     for name, values in samples.items():
         if not np.isfinite(values).all():
             raise ValueError(f"scores: {name} has {int((~np.isfinite(values)).sum())} that are NaN or infinite")
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = _compose(samples, title, subtitle, unit, alpha)
         FigureCanvasAgg(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def _label_rows(rows: list[Axes], unit: str, alpha: float) -> None:
     for axes in rows:
         axes.set_xlim(low - room, high + room)
         axes.tick_params(length=0, labelbottom=axes is rows[-1])
-        axes.grid(axis="x", color=_FAINT, linewidth=0.6)
+        axes.grid(axis="x", color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
     rows[0].set_title(
         f"share of outputs per bin (%), each to its own scale; darker: the worst {100 * alpha:g} %",
@@ -202,11 +202,11 @@ def _label_curves(axes: Axes, unit: str, alpha: float) -> None:
     axes.set_xticks([10, 25, 50, 75, 100])
     axes.set_xlabel("q, share of outputs from the worst up (%)")
     axes.set_title(f"mean score of the worst q % ({unit})", fontsize=10, loc="left")
-    axes.grid(color=_FAINT, linewidth=0.6)
+    axes.grid(color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     key = [
-        Line2D([], [], color=_INK, marker=marker, linestyle="none", label=label)
+        Line2D([], [], color=INK, marker=marker, linestyle="none", label=label)
         for marker, label in (("v", f"mean of the worst {100 * alpha:g} %"), ("D", "mean of all"))
     ]
     lines = axes.get_legend_handles_labels()[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import lightning.pytorch as pl
 import pytest
 import safetensors
 import torch
@@ -19,6 +18,7 @@ from lightning_rarlhf.errors import NumericalError
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.reward_models import CallableReward
 from lightning_rarlhf.sft_module import SFTModule
+from tests.quiet_trainer import quiet_trainer
 from tests.test_ppo_module import fit, goodness
 
 pytestmark = pytest.mark.filterwarnings(
@@ -191,14 +191,9 @@ def texts(rows: int = 4) -> DataLoader:
 
 def fit_sft(folder, tmp_path, poison, **settings):
     module = SFTModule(policy=PolicyConfig(pretrained=str(folder)), linear_decay=False, **settings)
-    trainer = pl.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        tmp_path,
         max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[poison],
     )
     trainer.fit(module, texts())

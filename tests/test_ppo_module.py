@@ -16,6 +16,7 @@ from lightning_rarlhf.data_types import PromptBatch
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.reward_models import CallableReward
+from tests.quiet_trainer import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*treespec.*:FutureWarning",
@@ -92,16 +93,9 @@ def module_of(folder, reward="goodness", lr=1e-3, **settings) -> RiskAversePPOMo
 def fit(module, tmp_path, *callbacks, batch_size=8, batches=6, **trainer):
     watch = Watch()
     torch.manual_seed(0)
-    trainer = pl.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        tmp_path,
         max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
         callbacks=[watch, *callbacks],
         **trainer,
     )
@@ -265,12 +259,8 @@ def test_a_trivial_task_is_learned_and_the_tail_with_it(policy_folder, tmp_path)
 
 def test_validation_uses_the_same_prompts_and_random_numbers_each_time(policy_folder, tmp_path):
     module = module_of(policy_folder, evaluation=EvaluationConfig(tail_levels=(0.25, 1.0)))
-    trainer = pl.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = quiet_trainer(
+        tmp_path,
     )
     first, second = (trainer.validate(module, datamodule=Prompts(), verbose=False)[0] for _ in range(2))
     assert first == second

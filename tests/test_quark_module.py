@@ -15,6 +15,7 @@ from lightning_rarlhf.quark_batch import batch_of
 from lightning_rarlhf.quark_module import QuarkModule
 from lightning_rarlhf.quark_pool import QuarkPool
 from lightning_rarlhf.reward_models import CallableReward
+from tests.quiet_trainer import quiet_trainer
 from tests.test_ppo_module import Prompts, Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -33,16 +34,10 @@ def module_of(folder, lr=1e-2, quark=None, **settings):
 
 
 def trainer_of(tmp_path, steps, *callbacks, **settings):
-    return pl.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
+    return quiet_trainer(
+        tmp_path,
         max_steps=steps,
         max_epochs=100,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
         limit_val_batches=0,
         callbacks=list(callbacks),
         **settings,

@@ -10,6 +10,7 @@ from lightning_rarlhf.data_types import TextBatch
 from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.sft_module import SFTModule
 from lightning_rarlhf.tokenizer import load_tokenizer
+from tests.quiet_trainer import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -42,14 +43,9 @@ def fit(folder, tmp_path, steps, lr=1e-2, **settings):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    trainer = pl.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        tmp_path,
         max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[Rates()],
     )
     trainer.fit(module, DataLoader([text_batch(TEXTS)] * steps, batch_size=None))

@@ -22,6 +22,7 @@ from lightning_rarlhf.config import PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.reward_models import CallableReward
+from tests.quiet_trainer import quiet_trainer
 from tests.tiny_models import save_policy
 
 FIXTURE = Path(__file__).parent / "fixtures" / "metrics_before_optimisation.json"
@@ -91,16 +92,9 @@ def metrics_of(name: str, folder: Path) -> list[dict[str, float]]:
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-4),
     )
     record = Record()
-    pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
+    quiet_trainer(
+        folder,
         max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
         callbacks=[record, RiskSchedule(risk_level=0.5, warmup=1, rho=0.6)],
     ).fit(module, datamodule=Prompts())
     return record.metrics

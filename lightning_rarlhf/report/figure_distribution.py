@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rarlhf.report.figure_style import INK, looks, new_figure, save, tidy
+from lightning_rarlhf.figures import INK
+from lightning_rarlhf.report.figure_style import looks, new_figure, save, tidy
 from lightning_rarlhf.report.methods import Method
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_rarlhf.report.figure_style import INK, Look, legend_below, looks, new_figure, save, tidy
+from lightning_rarlhf.figures import INK
+from lightning_rarlhf.report.figure_style import Look, legend_below, looks, new_figure, save, tidy
 from lightning_rarlhf.report.matched_kl import STATISTICS, Curve, Match, MatchedKL, square_root
 
 if TYPE_CHECKING:

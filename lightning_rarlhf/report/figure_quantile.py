@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rarlhf.report.figure_style import INK, legend_below, looks, new_figure, save, tidy
+from lightning_rarlhf.figures import INK
+from lightning_rarlhf.report.figure_style import legend_below, looks, new_figure, save, tidy
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.quantile_curve import SHARES, QuantileCurve, quantile_curve, worst_prompt_means
 

@@ -7,35 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_rarlhf.figures import PALETTE
+from lightning_rarlhf.figures import FAINT, PALETTE, STYLE
 from lightning_rarlhf.one_move import in_one_move
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, FAINT = "#222222", "#555555", "#D9DDE0"
+MUTED = "#555555"
 _COLOURS = (*PALETTE, "#E69F00", "#56B4E9", "#000000")
 """told apart by colour-blind eyes (Okabe and Ito, 2008)"""
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1.2)))
 _ROW, _HANDLE, _LETTER = 0.21, 0.85, 0.085
 """inches in a legend: of a row, of a label's handle and gaps, of a letter"""
-_STYLE: Any = {
-    "text.parse_math": False,  # a dollar sign in a label is one
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+_STYLE: Any = STYLE | {
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "legend.frameon": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "savefig.dpi": 150,
     "pdf.fonttype": 42,
 }
 

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from tests.quiet_trainer import quiet_trainer
+
 Script = Mapping[int, Mapping[str, float]]
 
 
@@ -87,20 +89,14 @@ def fit(
     """`steps` iterations in epochs of four, validated after each `every`."""
     data = EqualBatches(torch.zeros(4))
     module = ScriptedModule(script)
-    trainer = pl.Trainer(
-        default_root_dir=folder,
+    trainer = quiet_trainer(
+        folder,
         max_steps=steps,
         max_epochs=-1,
         val_check_interval=every,
         check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
         callbacks=callbacks,
         logger=logger or False,
-        log_every_n_steps=1,
-        accelerator="cpu",
-        devices=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         enable_checkpointing=any(isinstance(callback, pl.callbacks.ModelCheckpoint) for callback in callbacks),
     )
     trainer.fit(module, data, data, ckpt_path=ckpt_path and str(ckpt_path))

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from callbacks import RunCheckpoint, StopOnSignal
+from tests.quiet_trainer import quiet_trainer
 
 ROWS = torch.tensor([1.0, -2.0, 3.0, 5.0, -1.0, 4.0, 2.0, -3.0, 7.0, 6.0, -5.0, 8.0])
 
@@ -68,18 +69,13 @@ class At(Callback):
 def fit(folder: Path, *callbacks: Callback, ckpt_path: Path | None = None, validate: int = 12, **settings):
     checkpoint = RunCheckpoint(dirpath=str(folder), **{"every_n_iterations": 100} | settings)
     module = Regression()
-    trainer = pl.Trainer(
-        default_root_dir=folder,
+    trainer = quiet_trainer(
+        folder,
         max_epochs=2,
         accumulate_grad_batches=4,
         val_check_interval=validate,
-        num_sanity_val_steps=0,
         callbacks=[*callbacks, StopOnSignal(), checkpoint],
-        logger=False,
-        accelerator="cpu",
-        devices=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_checkpointing=True,
     )
     trainer.fit(module, Rows(), torch.utils.data.DataLoader(ROWS[:1]), ckpt_path=ckpt_path and str(ckpt_path))
     return module.weight.item()

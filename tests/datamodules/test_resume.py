@@ -16,6 +16,7 @@ from datamodules.rows import RowSchema
 from lightning_rarlhf.data_types import PromptBatch
 from lightning_rarlhf.errors import DataError
 from tests.datamodules.data_files import text
+from tests.quiet_trainer import quiet_trainer
 
 EPOCH = 5  # batches
 
@@ -64,15 +65,11 @@ def fit(
     **limits: Any,
 ) -> Recorder:
     module = Recorder()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        num_sanity_val_steps=0,
+    trainer = quiet_trainer(
+        folder,
         callbacks=[ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)],
         **limits,
+        enable_checkpointing=True,
     )
     options = {"tokenizer": tokenizer, "batch_size": 4, "val_size": 4, "test_size": 4} | (data or {})
     trainer.fit(module, datamodule=Texts(**options), ckpt_path=resume)
@@ -105,13 +102,8 @@ def test_a_run_that_was_complete_is_continued_with_the_next_epoch(tmp_path: Path
     """Lightning does not restore a loader's position then: the data module does."""
     whole = fit(tmp_path / "whole", tokenizer_folder, max_epochs=3)
     module = Recorder()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
+    trainer = quiet_trainer(
+        tmp_path,
         max_epochs=1,
     )
     trainer.fit(module, datamodule=Texts(tokenizer=tokenizer_folder, batch_size=4, val_size=4, test_size=4))
@@ -155,13 +147,8 @@ def test_a_second_fit_starts_from_the_first_epoch(tmp_path: Path, tokenizer_fold
     seen = []
     for _ in range(2):
         module = Recorder()
-        pl.Trainer(
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            default_root_dir=tmp_path,
+        quiet_trainer(
+            tmp_path,
             max_epochs=1,
         ).fit(module, datamodule=data)
         seen.append(module.seen)
