@@ -30,6 +30,7 @@ from lightning_rarlhf.decoding.rect import Rect
 from lightning_rarlhf.decoding.risk_head import RISK_HEAD_FILE, RiskHead, save_risk_head
 from lightning_rarlhf.decoding.self_debias import SelfDebias
 from lightning_rarlhf.policy_loading import load_actor_critic
+from lightning_rarlhf.results_file import weights_sha256
 from lightning_rarlhf.sampling import SamplingSeed
 from lightning_rarlhf.tokenizer import load_tokenizer
 
@@ -84,7 +85,8 @@ def prepare(folder: Path, shape: argparse.Namespace) -> tuple[Host, list[Decodin
         device=torch.device("cpu"),
         score=lambda samples: torch.zeros(len(samples)),
     )
-    save_risk_head(RiskHead(shape.width), folder / RISK_HEAD_FILE)
+    policy_sha256 = weights_sha256(host.policy.lm)
+    save_risk_head(RiskHead(shape.width), folder / RISK_HEAD_FILE, policy_sha256=policy_sha256)
     instruction = " ".join(f"w{number}" for number in range(10, 20))
     return host, [
         Plain(),

@@ -37,6 +37,10 @@ class RewardError(UserError):
     """A reward that returned something other than one finite score per response."""
 
 
+class WriteError(UserError):
+    """A file or folder that could not be written: the disk is full, permission is missing, ..."""
+
+
 class NumericalError(UserError):
     """A number that is not finite where training needs one; no weight was updated with it.
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning_rarlhf.errors import UserError, WriteError
+
 PARTIAL = ".partial"
 """ending of what is being written"""
 _REPLACED = ".replaced"
@@ -28,6 +30,25 @@ def in_one_move(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def or_say_why(path: Path) -> Iterator[None]:
+    """Around either of the two: a disk that is full, a missing permission and the like end in one line.
+
+    Raises:
+        WriteError: `path` could not be written, and why.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # safetensors and tokenizers hand on what the system said in words only, the latter as a bare Exception
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise WriteError(f"{path}: it could not be written ({reason}); nothing was replaced") from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from lightning_rarlhf.decoding.risk_head import RISK_HEAD_FILE, RiskHead, save_r
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.masked import masked_mean
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.results_file import weights_sha256
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import SamplingSeed
 
@@ -135,5 +136,5 @@ class RectModule(LanguageModule):
         if self.trainer.interrupted or getattr(self.trainer, "fast_dev_run", False) or not self.trainer.is_global_zero:
             return
         path = Path(self.trainer.default_root_dir) / RISK_HEAD_FILE
-        save_risk_head(self.risk_head, path)
+        save_risk_head(self.risk_head, path, policy_sha256=weights_sha256(self.actor.lm))
         rank_zero_info(f"wrote {path}")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig, SamplingConfig
-from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.errors import ModelError, WriteError
 from lightning_rarlhf.export import export_policy
 from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.policy_loading import VALUE_HEAD_FILE, load_actor_critic
@@ -92,7 +92,7 @@ def test_a_full_disk_is_said_in_a_line_and_the_old_export_kept(policy_folder, tm
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(ModelError, match="could not be written .*No space left on device.*; nothing was replaced"):
+    with pytest.raises(WriteError, match="could not be written .*No space left on device.*; nothing was replaced"):
         export_policy(actor, tokenizer, tmp_path / "out", with_critic=True, training={"steps": 1})
     assert [path.name for path in tmp_path.rglob("*")] == ["out"]
 

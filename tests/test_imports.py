@@ -33,7 +33,7 @@ PLACES = (
     # 0: mathematics and plain data; torch, numpy and the standard library
     Place("lightning_rarlhf/__init__.py", 0),
     Place("lightning_rarlhf/errors.py", 0),
-    Place("lightning_rarlhf/one_move.py", 0),
+    Place("lightning_rarlhf/one_move.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/one_line_parser.py", 0, ("lightning_rarlhf/plain_text.py",)),
     Place("lightning_rarlhf/config.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/data_types.py", 0, ("lightning_rarlhf/errors.py",)),
@@ -102,7 +102,7 @@ PLACES = (
     Place("lightning_rarlhf/guards.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/sharding.py")),
     Place("lightning_rarlhf/crash_bundle.py", 2),
     Place("lightning_rarlhf/ppo_update.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/guards.py")),
-    Place("lightning_rarlhf/decoding/", 2, ("lightning_rarlhf/decoding/",)),
+    Place("lightning_rarlhf/decoding/", 2, ("lightning_rarlhf/decoding/", "lightning_rarlhf/results_file.py")),
     Place("lightning_rarlhf/quark_pool.py", 2),
     Place("lightning_rarlhf/quark_batch.py", 2, ("lightning_rarlhf/quark_pool.py",)),
     Place("lightning_rarlhf/metrics.py", 2),

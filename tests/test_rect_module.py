@@ -41,7 +41,7 @@ def arguments(world: Path, folder: Path) -> list[str]:
     ]
 
 
-def test_a_fitted_head_makes_the_bad_end_rarer(world, tmp_path):
+def test_a_fitted_head_makes_the_bad_end_rarer_for_its_own_policy_alone(world, tmp_path, capsys):
     more = ["--trainer.max_epochs", "40", "--trainer.limit_val_batches", "0", "--model.optimizer.lr", "0.02"]
     train.main(["fit", *arguments(world, tmp_path / "head"), *more, "--trainer.max_steps", "60"])
     assert (tmp_path / "head" / "risk_head.safetensors").is_file()
@@ -57,6 +57,14 @@ def test_a_fitted_head_makes_the_bad_end_rarer(world, tmp_path):
         run(world, tmp_path / name, *reward, *method)
         means[name] = json.loads((tmp_path / name / "results.json").read_text())["metrics"]["score_mean"]["estimate"]
     assert means["rect"] > means["plain"] + 0.1
+    results = json.loads((tmp_path / "rect" / "results.json").read_text())
+    assert results["method"]["head_policy_sha256"] == results["policy_sha256"]
+    assert len(results["method"]["head_sha256"]) == 64
+    method = ["--model.method", "Rect", "--model.method.head", str(tmp_path / "head")]
+    with pytest.raises(SystemExit):
+        run(world, tmp_path / "expert", *method, "--model.policy.pretrained", str(world / "expert"))
+    assert "head: not known to be fitted on this policy, " in capsys.readouterr().err
+    assert not list((tmp_path / "expert").glob("*.json*"))
 
 
 def test_validation_says_how_well_the_head_foresees(world, tmp_path, capsys):

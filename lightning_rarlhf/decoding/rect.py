@@ -8,30 +8,37 @@ import torch
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
+from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.decoding.method import Host, StepwiseMethod
 from lightning_rarlhf.decoding.risk_head import RiskHead, load_risk_head
+from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.functional.decoding import rectify
 from lightning_rarlhf.policy import LanguageModel
-from lightning_rarlhf.sampling import CachedTrunk, Decoder
+from lightning_rarlhf.results_file import weights_sha256
+from lightning_rarlhf.sampling import CachedTrunk, Decoder, SamplingSeed
 
 
 class Rect(StepwiseMethod):
     """Draws ∝ min(p, (1 − risk)^power), with the risk that a head fitted by `RectModule` predicts."""
 
-    def __init__(self, head: str, power: PositiveFloat = 1.0) -> None:
+    def __init__(self, head: str, power: PositiveFloat = 1.0, other_policy: bool = False) -> None:
         """Remember the settings.
 
         Args:
             head: run folder of `RectModule`, or the file that it wrote there.
             power: of the cap 1 − risk (paper: 1, a cap that rarely binds where no token is likely); more is stricter.
+            other_policy: draw with a head that was fitted on another policy of this size; its risks are then a guess.
         """
         super().__init__()
-        self.head, self.power = head, power
+        self.head, self.power, self.other_policy = head, power, other_policy
         self._risk: RiskHead | None = None
+        self._fitted_on: str | None = None
+        self._checked = other_policy
 
     def load(self, host: Host) -> None:
         super().load(host)
-        self._risk = load_risk_head(self.head, host.policy.hidden_size).to(host.device)
+        risk, self._fitted_on = load_risk_head(self.head, host.policy.hidden_size)
+        self._risk = risk.to(host.device)
 
     @property
     def forward_passes_per_token(self) -> float:
@@ -42,8 +49,38 @@ class Rect(StepwiseMethod):
         assert self._risk is not None
         return _RectDecoder(self.host.policy, self._risk, self.power)
 
+    def _draw(self, batch: PromptBatch, seed: SamplingSeed) -> Samples:
+        """Refuse a head of other weights first: only now are the policy's those of a checkpoint, if one was named.
+
+        Raises:
+            ModelError: the head was fitted on another policy, without consent.
+        """
+        if not self._checked:
+            self._require_own_policy()
+            self._checked = True
+        return super()._draw(batch, seed)
+
+    def _require_own_policy(self) -> None:
+        policy = weights_sha256(self.host.policy.lm)
+        if self._fitted_on == policy:
+            return
+        found = self._fitted_on
+        whose = "it does not say on which" if found is None else f"its policy has the weights {found:.12}"
+        raise ModelError(
+            f"{self.head}: not known to be fitted on this policy, {self.host.config.pretrained}: {whose}, this one "
+            f"{policy:.12} (another dtype makes other weights); fit RectModule on this policy, or consent with "
+            "model.method.other_policy: true"
+        )
+
     def settings(self) -> dict[str, Any]:
-        return {"head": self.head, "power": self.power}
+        assert self._risk is not None
+        return {
+            "head": self.head,
+            "head_sha256": weights_sha256(self._risk),
+            "head_policy_sha256": self._fitted_on,
+            "power": self.power,
+            "other_policy": self.other_policy,
+        }
 
 
 class _RectDecoder:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.one_move import in_one_move
+from lightning_rarlhf.one_move import in_one_move, or_say_why
 
 RISK_HEAD_FILE = "risk_head.safetensors"
 """what `RectModule` writes into its run's folder"""
+_POLICY = "policy_sha256"
 
 
 class RiskHead(nn.Module):
@@ -41,22 +42,28 @@ class RiskHead(nn.Module):
         return logits
 
 
-def save_risk_head(head: RiskHead, path: Path) -> None:
-    """Write the head's weights, all or nothing."""
+def save_risk_head(head: RiskHead, path: Path, *, policy_sha256: str) -> None:
+    """Write the head's weights and the hash of the policy's that it was fitted on, all or nothing.
+
+    Raises:
+        WriteError: the disk is full, permission is missing, ...; a former file is as it was.
+    """
     from safetensors.torch import save
 
     weights = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
-    with in_one_move(path) as partial:
-        partial.write_bytes(save(weights))
+    with or_say_why(path), in_one_move(path) as partial:
+        partial.write_bytes(save(weights, metadata={_POLICY: policy_sha256}))
 
 
-def load_risk_head(name: str, hidden_size: int) -> RiskHead:
-    """The frozen head in file `name`, or in the run folder of that name.
+def load_risk_head(name: str, hidden_size: int) -> tuple[RiskHead, str | None]:
+    """The frozen head in file `name`, or in the run folder of that name, and the hash of its policy's weights.
+
+    The hash is None in a file that was written before heads told it.
 
     Raises:
-        ModelError: no such file, or a head for another policy.
+        ModelError: no such file, or a head for a policy of another size.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     path = Path(name).expanduser()
     path = path / RISK_HEAD_FILE if path.is_dir() else path
@@ -64,7 +71,9 @@ def load_risk_head(name: str, hidden_size: int) -> RiskHead:
         raise ModelError(f"{path}: no such file; fit RectModule and give its run folder as model.method.head")
     head = RiskHead(hidden_size)
     try:
-        weights = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
+            fitted_on = (file.metadata() or {}).get(_POLICY)
     except Exception as error:  # the library's own class, which is no part of its interface
         raise ModelError(f"{path}: cannot be read ({str(error).splitlines()[0]}); fit RectModule again") from None
     expected = {key: tuple(value.shape) for key, value in head.state_dict().items()}
@@ -75,4 +84,4 @@ def load_risk_head(name: str, hidden_size: int) -> RiskHead:
             "RectModule on this policy"
         )
     head.load_state_dict(weights)
-    return head.requires_grad_(False).eval()
+    return head.requires_grad_(False).eval(), fitted_on

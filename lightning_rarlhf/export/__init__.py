@@ -15,7 +15,7 @@ from lightning_rarlhf.export.adapter import save_adapter
 from lightning_rarlhf.export.plain import plain_model
 from lightning_rarlhf.hub import base_of_adapter
 from lightning_rarlhf.lora import is_adapted
-from lightning_rarlhf.one_move import folder_in_one_move
+from lightning_rarlhf.one_move import folder_in_one_move, or_say_why
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.policy_loading import VALUE_HEAD_FILE
 from lightning_rarlhf.provenance import write_training
@@ -55,27 +55,22 @@ def export_policy(
         training: what trained the policy, to be kept beside it (`provenance.write_training`).
 
     Raises:
-        ModelError: the copy is not the policy, there is no adapter to write, or the disk is full; `folder` is left as
-            it was.
+        ModelError: the copy is not the policy, or there is no adapter to write; `folder` is left as it was.
+        WriteError: the disk is full, ...; `folder` is left as it was.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    try:
-        with folder_in_one_move(folder) as copy:
-            if form == "adapter":
-                _save_adapter(actor.lm, copy, policy)
-            else:
-                _save_merged(actor.lm, copy)
-            tokenizer.save_pretrained(copy)
-            if with_critic:
-                head = {n: value.detach().cpu().contiguous() for n, value in actor.value_head.state_dict().items()}
-                save_file(head, copy / VALUE_HEAD_FILE)
-            if training is not None:
-                write_training(copy, training)
-    except (OSError, SafetensorError) as error:  # the latter is how the library says that the disk is full
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"export to {folder}: it could not be written ({reason}); nothing was replaced") from error
+    with or_say_why(folder), folder_in_one_move(folder) as copy:
+        if form == "adapter":
+            _save_adapter(actor.lm, copy, policy)
+        else:
+            _save_merged(actor.lm, copy)
+        tokenizer.save_pretrained(copy)
+        if with_critic:
+            head = {n: value.detach().cpu().contiguous() for n, value in actor.value_head.state_dict().items()}
+            save_file(head, copy / VALUE_HEAD_FILE)
+        if training is not None:
+            write_training(copy, training)
 
 
 def _save_adapter(lm: PreTrainedModel, copy: Path, policy: PolicyConfig | None) -> None:
