@@ -11,11 +11,11 @@ import torch
 from lightning_rarlhf.config import BackboneConfig
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import require_model
-from lightning_rarlhf.one_move import folder_in_one_move
+from lightning_rarlhf.one_move import folder_in_one_move, or_say_why
 from lightning_rarlhf.own_code import load_pretrained
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 _PROBES = ("", "a", "The film was long and warm, but its end came too soon.")
 
@@ -118,13 +118,29 @@ def text_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
     return min((int(n) for n in limits if n is not None and n < 10**9), default=None)
 
 
+def read_ends(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int | None) -> tuple[BatchEncoding, int]:
+    """Right-padded tokens of `texts`, and how many of the texts were longer than `limit` tokens.
+
+    Such a text keeps its end, which is where a response is; special tokens are kept too, and count.
+    """
+    tokenizer.truncation_side = "left"
+    read: BatchEncoding = tokenizer(
+        list(texts), padding=True, truncation=limit is not None, max_length=limit, return_tensors="pt"
+    )
+    if limit is None or read["input_ids"].shape[1] < limit:
+        return read, 0
+    whole = tokenizer(list(texts), verbose=False)["input_ids"]  # seldom: some text is at the limit, or beyond
+    return read, sum(len(ids) > limit for ids in whole)
+
+
 def export_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save network and tokenizer into `folder`, replacing what is there only once the copy is proven.
 
     Raises:
         ModelError: the reloaded copy scores a text differently; `folder` is left as it was.
+        WriteError: the disk is full, ...; `folder` is left as it was.
     """
-    with folder_in_one_move(folder) as copy:
+    with or_say_why(folder), folder_in_one_move(folder) as copy:
         model.save_pretrained(copy)
         tokenizer.save_pretrained(copy)
         _require_same_scores(model, tokenizer, copy)

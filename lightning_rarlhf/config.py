@@ -217,7 +217,13 @@ class BackboneConfig:
 
 
 class Judge(ABC):
-    """What evaluation asks of a `RewardModel`; stands here so that the settings below can name it."""
+    """What evaluation asks of a `RewardModel`; stands here so that the settings below can name it.
+
+    Attributes:
+        texts_cut: texts so far of which a part was not read, being longer than the model reads.
+    """
+
+    texts_cut: int = 0
 
     @abstractmethod
     def load(self, device: torch.device) -> None:

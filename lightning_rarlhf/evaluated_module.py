@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_rarlhf.config import EvaluationConfig, GuardConfig, SamplingConfig
+from lightning_rarlhf.config import EvaluationConfig, GuardConfig, Judge, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.distributed import gather_items, rank, world_size
 from lightning_rarlhf.errors import UserError
@@ -102,6 +102,10 @@ class EvaluatedModule(GuardedModule):
         prompts, responses = samples.batch.prompts, samples.responses
         return {name: judge(prompts, responses) for name, judge in self.evaluation.judges.items()}
 
+    def _scorers(self) -> dict[str, Judge]:
+        assert self.reward is not None
+        return {"reward": self.reward, **self.evaluation.judges}
+
     @property
     def evaluation_seed(self) -> SamplingSeed:
         """Equal in every run, so that methods are compared on equal random numbers."""
@@ -136,6 +140,8 @@ class EvaluatedModule(GuardedModule):
 
     def on_test_epoch_start(self) -> None:
         self._writer = self._new_writer(GENERATIONS)
+        for scorer in self._scorers().values():
+            scorer.texts_cut = 0
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Generate, score, and write one line a response."""
@@ -146,9 +152,10 @@ class EvaluatedModule(GuardedModule):
         with unsharded(self.actor), unsharded(self._separate_reference):
             texts = self._human_texts()
             perplexity = self._human_perplexity(texts)
+            cut = {name: sum(gather_items([scorer.texts_cut])) for name, scorer in self._scorers().items()}
             if self._writer is None:
                 return
-            identity = self.result_identity() | {"human_texts": texts_identity(texts)}
+            identity = self.result_identity() | {"human_texts": texts_identity(texts), "texts_cut": cut}
         finished = self._writer.finish()
         report(finished, identity, self.evaluation, perplexity | self._response_perplexity(finished))
 

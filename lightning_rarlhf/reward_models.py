@@ -7,6 +7,7 @@ checkpoint.
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,16 +17,19 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from lightning_rarlhf.classifier import text_limit
+from lightning_rarlhf.classifier import read_ends, text_limit
 from lightning_rarlhf.config import DType, Judge
 from lightning_rarlhf.errors import ModelError, RewardError, ScoreError, first_few
 from lightning_rarlhf.fused_gelu import fuse_gelu
 from lightning_rarlhf.hub import require_model
 from lightning_rarlhf.own_code import load_pretrained, trust
+from lightning_rarlhf.plain_text import visible
 from lightning_rarlhf.retries import RetryConfig, call_scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 
 class RewardModel(Judge):
@@ -44,7 +48,10 @@ class RewardModel(Judge):
 
 
 class ClassifierReward(RewardModel):
-    """The raw logit of one label of a sequence classifier, read on prompt + response, no softmax (paper, section 5)."""
+    """The raw logit of one label of a sequence classifier, read on prompt + response, no softmax (paper, section 5).
+
+    A text longer than the classifier reads loses its beginning, so that the response is scored whatever the prompt.
+    """
 
     def __init__(
         self,
@@ -123,18 +130,21 @@ class ClassifierReward(RewardModel):
         scores = torch.empty(len(texts))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            inputs = tokenizer(
-                [texts[row] for row in rows],
-                padding=True,
-                truncation=limit is not None,
-                max_length=limit,
-                return_tensors="pt",
-            )
+            inputs, cut = read_ends(tokenizer, [texts[row] for row in rows], limit)
+            self._count_cut(cut, len(rows), limit)
             # autocast of the policy's training step must not reach the reward: scores keep the classifier's own dtype
             with torch.autocast(model.device.type, enabled=False):
                 logits = model(**inputs.to(model.device)).logits
             scores[rows] = self.sign * logits[:, column].float().cpu()
         return checked_scores(scores, len(texts), self.pretrained)
+
+    def _count_cut(self, cut: int, among: int, limit: int | None) -> None:
+        if cut and not self.texts_cut:
+            _log.warning(
+                "%s reads %d tokens: %d of %d texts are longer and lose their beginning; said once, counted by `test`",
+                *(visible(self.pretrained), limit, cut, among),
+            )
+        self.texts_cut += cut
 
     @property
     def commit(self) -> str | None:

@@ -24,7 +24,7 @@ from lightning_rarlhf.functional.classification import (
     reliability,
 )
 from lightning_rarlhf.functional.statistics import Interval, bootstrap_interval, mean_interval
-from lightning_rarlhf.one_move import in_one_move
+from lightning_rarlhf.one_move import in_one_move, or_say_why
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,6 +121,9 @@ def write_reward_report(
         metrics: figures by name.
         curves: logits [n] and outcomes [n] by label, for the picture.
         identity: what the results say of model and data.
+
+    Raises:
+        WriteError: the disk is full, ...; former files are as they were.
     """
     bins = {name: reliability(_sigmoid(scores), labels, _BINS) for name, (scores, labels) in curves.items()}
     content = {
@@ -131,9 +134,9 @@ def write_reward_report(
         "metrics": {name: asdict(figure) for name, figure in metrics.items()},
         "reliability": {name: _rows(found) for name, found in bins.items()},
     }
-    with in_one_move(folder / RESULTS) as path:
+    with or_say_why(folder / RESULTS), in_one_move(folder / RESULTS) as path:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    _draw(bins, folder / PICTURE)
+        _draw(bins, folder / PICTURE)  # before the results move in: a picture that fails leaves both as they were
     for name, figure in metrics.items():
         print(f"{name}: {figure if isinstance(figure, Calibration) else _said(figure)}")
 

@@ -11,6 +11,7 @@ import pytest
 
 from lightning_rarlhf.functional.decoding import best_of_k_kl
 from tests.decoding.hosts import run, save_world
+from tests.tiny_models import save_classifier, save_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -28,9 +29,13 @@ def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
 
 
-def test_what_a_filter_takes_from_the_policy_counts_as_kl(world, tmp_path):
-    run(world, tmp_path, "--model.sampling.top_p", "0.5")
+def test_what_a_filter_takes_from_the_policy_counts_as_kl_and_texts_that_are_cut_are_counted(world, tmp_path):
+    save_tokenizer(save_classifier(tmp_path / "short"), pad="<pad>", context=10)
+    run(world, tmp_path, "--model.sampling.top_p", "0.5", "--model.reward.pretrained", str(tmp_path / "short"))
     rows = rows_of(tmp_path)
+    words = [len(text.split()) for row in rows for text in (row["prompt"], row["prompt"] + row["response"])]
+    assert 0 < sum(count > 10 for count in words) < len(rows)
+    assert results_of(tmp_path)["texts_cut"] == {"reward": sum(count > 10 for count in words)}
     assert all(row["kl"] > 0 for row in rows)  # against the policy itself, unfiltered
     assert all(row["kl"] <= row["tokens"] * math.log(2) + 1e-4 for row in rows)  # at least half of the mass is kept
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 
 from lightning_rarlhf import one_move
-from lightning_rarlhf.one_move import folder_in_one_move, in_one_move, recover_folder
+from lightning_rarlhf.errors import ModelError, WriteError
+from lightning_rarlhf.one_move import folder_in_one_move, in_one_move, or_say_why, recover_folder
 
 
 def test_the_new_file_takes_the_place_of_the_old(tmp_path):
@@ -80,3 +82,28 @@ def test_an_interrupt_while_a_folder_moves_in_leaves_the_old_one(tmp_path, monke
     with folder_in_one_move(path) as partial:
         (partial / "new.txt").touch()
     assert [entry.relative_to(tmp_path).as_posix() for entry in tmp_path.rglob("*")] == ["out", "out/new.txt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), WriteError, r"it could not be written \(No space left on"),
+        # how tokenizers says it
+        (
+            Exception("File too large (os error 27)"),
+            WriteError,
+            r"written \(File too large \(os error 27\)\); nothing was",
+        ),
+        (ModelError("the copy scores differently"), ModelError, "^the copy scores differently$"),
+        (ZeroDivisionError("a fault of the code"), ZeroDivisionError, "a fault of the code"),
+    ],
+)
+def test_what_the_system_refused_is_said_in_a_line_and_other_errors_go_on(tmp_path, error, raised, said):
+    with (
+        pytest.raises(raised, match=said) as caught,
+        or_say_why(tmp_path / "out"),
+        folder_in_one_move(tmp_path / "out"),
+    ):
+        raise error
+    assert (caught.value.__cause__ is error) == (raised is WriteError)
+    assert list(tmp_path.iterdir()) == []

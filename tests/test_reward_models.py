@@ -67,9 +67,35 @@ def test_micro_batches_change_nothing(classifier_folder, batch_size):
     torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-5)
 
 
-def test_texts_longer_than_the_classifier_reads_are_cut(classifier_folder):
-    scores = loaded(classifier_folder, label="toxic")(["good " * 500], [""])
-    assert torch.isfinite(scores).all()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_long_prompt_loses_its_beginning_so_that_the_response_is_scored(tmp_path, side, caplog):
+    """The classifier reads 32 tokens, <eos> before the text included; whatever side its tokenizer would cut."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = save_classifier(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 1)])
+    tokenizer.truncation_side = side
+    tokenizer.save_pretrained(folder)
+    response = " was very rude"
+    reward = loaded(folder, label="toxic", batch_size=2)
+    prompts = ["good " * 60 + "film", "the film", "the" + " good" * 27]  # the last two fit, one of them just so
+    scores = reward(prompts, [response] * 3)
+    words = tokenizer(("good " * 60 + "film" + response), add_special_tokens=False)["input_ids"]
+    assert len(tokenizer(prompts[2] + response)["input_ids"]) == 32
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    expected = model(torch.tensor([[1, *words[-31:]]])).logits[0, 0]
+    torch.testing.assert_close(scores[0], expected.detach(), atol=1e-6, rtol=1e-5)
+    alone = torch.cat([reward([prompt], [response]) for prompt in prompts[1:]])
+    torch.testing.assert_close(scores[1:], alone, atol=1e-6, rtol=1e-5)
+    assert reward.texts_cut == 1
+    reward(["good " * 60] * 3, [response] * 3)
+    assert reward.texts_cut == 4
+    said = [record.getMessage() for record in caplog.records if "lose their beginning" in record.getMessage()]
+    assert said == [
+        f"{folder} reads 32 tokens: 1 of 2 texts are longer and lose their beginning; said once, counted by `test`"
+    ]
 
 
 def test_autocast_of_the_policy_does_not_reach_the_reward(classifier_folder):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import train
-from lightning_rarlhf.errors import ModelError, UserError
+from lightning_rarlhf.classifier import load_classifier
+from lightning_rarlhf.config import BackboneConfig
+from lightning_rarlhf.errors import ModelError, UserError, WriteError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
 from lightning_rarlhf.reward_models import ClassifierReward
 from lightning_rarlhf.reward_module import RewardModule
@@ -302,6 +306,36 @@ def test_figures_are_of_all_processes_rows_and_process_0_alone_writes(tmp_path, 
     assert metrics["toxic/calibration_error"].keys() == {"estimate", "null_low", "null_high", "n"}
     assert metrics["kind/accuracy"]["n"] == 3
     assert "kind/auroc" not in metrics
+
+
+@pytest.mark.parametrize("size", [100, 5000])
+def test_a_full_disk_at_the_end_is_said_in_a_line_and_leaves_the_former_folder(backbone, tmp_path, size):
+    """The configuration meets the limit, or the weights do, which the library says in an error of its own."""
+    from lightning_rarlhf.classifier import load_classifier_tokenizer
+    from lightning_rarlhf.reward_report import write_reward_report
+
+    module, folder = RewardModule(), tmp_path / "huggingface"
+    module.tokenizer = load_classifier_tokenizer(str(backbone))
+    module.classifier, _ = load_classifier(BackboneConfig(pretrained=str(backbone)), ["toxic"], 2)
+    assert (backbone / "config.json").stat().st_size < 5000 < (backbone / "model.safetensors").stat().st_size
+    module._trainer = SimpleNamespace(is_global_zero=True, interrupted=False, default_root_dir=str(tmp_path))
+    folder.mkdir()
+    (folder / "former.txt").write_text("a former export")
+    (tmp_path / "reliability.png").write_bytes(b"a former picture")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(
+            WriteError, match=r"huggingface: it could not be written \(.*File too large.*\); nothing was"
+        ):
+            module.on_fit_end()
+        curves = {"toxic": (np.array([-1.0, 1.0]), np.array([0.0, 1.0]))}
+        with pytest.raises(WriteError, match=r"reward_results\.json: it could not be written \(File too large\)"):
+            write_reward_report(tmp_path, {}, curves, {"module": "RewardModule" * 20})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["former.txt", "huggingface", "reliability.png"]
+    assert (tmp_path / "reliability.png").read_bytes() == b"a former picture"
 
 
 def test_a_fit_resumes(backbone, tmp_path):
