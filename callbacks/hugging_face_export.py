@@ -10,12 +10,11 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_rarlhf.checkpoint_file import read_checkpoint
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.policy import ActorCritic
-from lightning_rarlhf.sharding import whole_checkpoint
+from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
 
 
 class HuggingFaceExport(Callback):
@@ -92,7 +91,7 @@ def _actor_weights(checkpoint: Path) -> dict[str, Any]:
 def _content(checkpoint: Path) -> dict[str, Any]:
     """Of a file, or of a folder of FSDP2's shards."""
     if checkpoint.is_dir():
-        return read_checkpoint(checkpoint, header=True) | whole_checkpoint(checkpoint)
+        return whole_checkpoint(checkpoint)
     content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
     return content
 

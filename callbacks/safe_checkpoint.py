@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.checkpoint_io import SafeCheckpointIO
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.one_move import PARTIAL, discard, move_folder_in, recover_folder
+from lightning_rarlhf.one_move import PARTIAL, discard
+from lightning_rarlhf.sharded_checkpoint import SharedWriteError
 
 OnWriteError = Literal["stop", "continue"]
 
@@ -55,23 +56,11 @@ class SafeCheckpoint(ModelCheckpoint):
         io = trainer.strategy.checkpoint_io
         collected = io.collected_failures() if isinstance(io, SafeCheckpointIO) else nullcontext([])
         with cast("AbstractContextManager[list[OSError]]", collected) as failures:
-            if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+            try:
                 super()._save_checkpoint(trainer, str(path))
-            else:
-                self._write_folder(trainer, path)
+            except SharedWriteError as error:  # on every process alike
+                failures.append(error)
         return f"{failures[0].strerror or failures[0]}" if failures else None
-
-    def _write_folder(self, trainer: pl.Trainer, path: Path) -> None:
-        """Let the strategy write a folder with a shard of each process, and move it into place."""
-        partial = path.with_name(path.name + PARTIAL)
-        if trainer.is_global_zero:
-            recover_folder(path)
-            discard(partial)
-        trainer.strategy.barrier()
-        super()._save_checkpoint(trainer, str(partial))
-        if trainer.is_global_zero:
-            move_folder_in(partial, path)
-        trainer.strategy.barrier()
 
     def _or_go_on(self, error: NotWrittenError) -> None:
         """Do with a failed write what the configuration says."""

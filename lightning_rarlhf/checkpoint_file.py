@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.one_move import in_one_move
+from lightning_rarlhf.one_move import in_one_move, move_folder_in
 
 _SHARDED_HEADER = "meta.pt"
 """file of a sharded checkpoint's folder that holds everything but the shards"""
@@ -28,15 +30,23 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: it could not be written (disk full, no permission, ...).
     """
-    with in_one_move(path) as partial:
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-        except RuntimeError as error:
-            # torch's writer closes its archive on the way out, and complains of that instead of the disk
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+    folder = (path / _SHARDED_HEADER).is_file()  # which a file cannot replace in one step
+    place = path.with_name(path.name + ".file") if folder else path
+    with in_one_move(place) as partial, disk_errors(), partial.open("wb") as file:
+        torch.save(checkpoint, file)
+    if folder:
+        move_folder_in(place, path)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise what the disk said: torch's writer closes its archive on the way out, and complains of that instead."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def read_checkpoint(path: Path, *, map_location: Any = "cpu", header: bool = False) -> dict[str, Any]:
@@ -56,7 +66,8 @@ def read_checkpoint(path: Path, *, map_location: Any = "cpu", header: bool = Fal
         _require_whole(file, header=header)
         checkpoint = torch.load(file, map_location=map_location, weights_only=True, mmap=header or None)
     except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint {path}: no such file") from error
+        lacks = f"{_SHARDED_HEADER} is missing; copy the whole folder, or give another one" if path.is_dir() else ""
+        raise CheckpointError(f"checkpoint {path}: {lacks or 'no such file'}") from error
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {path} cannot be read: {error.strerror or error}; mend that, or go on from another one"

@@ -1,18 +1,22 @@
-"""Reads FSDP2's folders of shards without running what they hold: torch's own reader unpickles their index as it is."""
+"""Reads FSDP2's folders of shards without running what they hold, and notices damage; torch's reader does neither."""
 
 from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
+from lightning_rarlhf.checkpoint_file import disk_errors
 from lightning_rarlhf.errors import UserError
 
 _INDEX = {
@@ -57,6 +61,30 @@ class SafeShardReader(FileSystemReader):
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+    def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
+        """One saved value of a part, once its checksums, which torch writes and does not look at again, are right."""
+        file.seek(sinfo.offset)
+        part = io.BytesIO(file.read(sinfo.length))
+        try:
+            with zipfile.ZipFile(part) as archive:
+                wrong = archive.testzip()
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            wrong = str(error)
+        if wrong is not None:
+            raise UserError(
+                f"checkpoint {self.path}: {sinfo.relative_path} is damaged ({wrong}); give another checkpoint"
+            )
+        part.seek(0)
+        return part
+
+
+class ShardWriter(FileSystemWriter):
+    """Torch's writer of a folder, which says why the disk did not take a part."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        with disk_errors():
+            return super().write_data(plan, planner)
 
 
 def _plain(file: IO[bytes], path: Path) -> Metadata:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.trained_weights import require_trained
-
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.optim import Optimizer
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, forward_methods: tuple[str, ...] = ()) -> None:
@@ -87,82 +82,6 @@ def whole_state(network: nn.Module) -> dict[str, Any] | None:
     if not isinstance(network, FSDPModule):
         return None
     return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer], *, adapted: bool) -> None:
-    """Load a folder of shards, as Lightning's `ModelParallelStrategy` writes it, into a sharded module.
-
-    Args:
-        folder: written by any number of processes.
-        module: holds the sharded network.
-        optimizers: over its parameters.
-        adapted: only adapters are trained, so frozen weights may be missing.
-
-    Raises:
-        UserError: a part is missing, or the weights are not those of `module`.
-    """
-    from torch.distributed.checkpoint.state_dict import (
-        get_model_state_dict,
-        get_optimizer_state_dict,
-        set_optimizer_state_dict,
-    )
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    from lightning_rarlhf.safe_shards import SafeLoadPlanner, SafeShardReader
-
-    saved = _saved_weights(folder)
-    require_trained(module, saved, adapted=adapted)
-    weights = {name: value for name, value in get_model_state_dict(module).items() if name in saved}
-    load({_WEIGHTS: weights}, storage_reader=SafeShardReader(folder), planner=SafeLoadPlanner())
-    module.load_state_dict(weights, strict=not adapted)
-    for number, optimizer in enumerate(optimizers):
-        state = {f"optimizer_{number}": get_optimizer_state_dict(module, optimizer)}
-        load(state, storage_reader=SafeShardReader(folder), planner=SafeLoadPlanner())
-        set_optimizer_state_dict(module, optimizer, optim_state_dict=state[f"optimizer_{number}"])
-
-
-_WEIGHTS = "state_dict"
-
-
-def _saved_weights(folder: Path) -> dict[str, Tensor]:
-    """Names and shapes of the weights in a folder of shards; refuses it if a file is missing."""
-    from lightning_rarlhf.safe_shards import SafeShardReader
-
-    try:
-        metadata = SafeShardReader(folder).read_metadata()
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint {folder}: .metadata is missing; give another checkpoint") from error
-    files = sorted({entry.relative_path for entry in (metadata.storage_data or {}).values()})
-    missing = [name for name in files if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"checkpoint {folder}: {len(missing)} of its {len(files)} parts are missing ({', '.join(missing[:3])}); "
-            "copy the parts of every process into one folder, or give another checkpoint"
-        )
-    prefix = f"{_WEIGHTS}."
-    return {
-        name.removeprefix(prefix): torch.empty(entry.size, device="meta")
-        for name, entry in metadata.state_dict_metadata.items()
-        if name.startswith(prefix) and hasattr(entry, "size")
-    }
-
-
-def whole_checkpoint(folder: Path) -> dict[str, Any]:
-    """The weights and optimizer states of a folder of shards, put together in the CPU memory of this process.
-
-    Raises:
-        UserError: a part is missing, or its index is damaged.
-    """
-    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
-
-    from lightning_rarlhf.safe_shards import SafeShardReader
-
-    _saved_weights(folder)  # torch would report what this finds in many lines
-    state: dict[str, Any] = {}
-    reader = SafeShardReader(folder)
-    _load_state_dict(state, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(keys={_WEIGHTS}), no_dist=True)
-    return state
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +12,14 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 
 from lightning_rarlhf.distributed import gather_items
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.sharding import load_shards, shard
+from lightning_rarlhf.sharded_checkpoint import load_shards, save_shards
+from lightning_rarlhf.sharding import shard, whole
+from lightning_rarlhf.trained_weights import only_trained
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lightning_rarlhf.policy import LanguageModel
-
-_META = "meta.pt"
-"""Lightning's name for what is neither weights nor optimizer state, in a folder of shards"""
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -55,41 +52,44 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the weights: parts, without a copy; for one file put together on process 0."""
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+        assert self.model is not None
+        assert self.lightning_module is not None
+        state: dict[str, Any] = get_model_state_dict(self.model)
+        if not self.lightning_module.strict_loading:
+            state = only_trained(self.lightning_module, state)
+        if self._save_distributed_checkpoint:
+            return state
+        gathered = ((name, whole(value).cpu()) for name, value in state.items())
+        return {name: value for name, value in gathered if self.is_global_zero}
+
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write a folder of shards beside its place and move it there when every process has written."""
-        if not self._save_distributed_checkpoint:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-            return
+        """Write a folder of shards in one move, or a file.
+
+        Raises:
+            SharedWriteError: a process could not write its shard; on every process.
+        """
         path = Path(self.broadcast(filepath))
-        partial, former = (path.with_name(path.name + end) for end in (".partial", ".former"))
-        if self.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.barrier()
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        self.barrier()
-        if self.is_global_zero:
-            _remove(former)
-            if path.exists():
-                os.replace(path, former)
-            os.replace(partial, path)
-            _remove(former)
-        self.barrier()
+        if self._save_distributed_checkpoint:
+            save_shards(path, checkpoint)
+        elif self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a file, or a folder of shards that any number of processes wrote.
 
         Raises:
-            UserError: a shard is missing, or the weights are not those of this policy.
+            UserError: a shard is missing or damaged, or the weights are not those of this policy.
         """
         path = Path(self.broadcast(checkpoint_path))
         if not path.is_dir():
             return super().load_checkpoint(path, weights_only)
         assert self.lightning_module is not None
-        if not (path / _META).is_file():
-            raise UserError(f"checkpoint {path}: {_META} is missing; give another checkpoint, or copy the whole folder")
-        load_shards(path, self.lightning_module, self.optimizers, adapted=not self.lightning_module.strict_loading)
-        state: dict[str, Any] = torch.load(path / _META, map_location="cpu", weights_only=True)
-        return state
+        adapted = not self.lightning_module.strict_loading
+        return load_shards(path, self.lightning_module, self.optimizers, adapted=adapted)
 
 
 def require_supported(trainer: pl.Trainer) -> None:
@@ -159,10 +159,6 @@ def usable(optimizer: Optimizer, trainer: pl.Trainer) -> Optimizer:
             if settings.get("fused"):
                 settings["fused"] = None
     return optimizer
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="sharded by block over all processes")

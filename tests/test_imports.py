@@ -97,8 +97,13 @@ PLACES = (
     # 2: the phases of an iteration, and what is made of a run; usable from a notebook, without Lightning
     Place("lightning_rarlhf/rollout.py", 2),
     Place("lightning_rarlhf/distributed.py", 2),
-    Place("lightning_rarlhf/safe_shards.py", 2),
-    Place("lightning_rarlhf/sharding.py", 2, ("lightning_rarlhf/safe_shards.py",)),
+    Place("lightning_rarlhf/safe_shards.py", 2, ("lightning_rarlhf/checkpoint_file.py",)),
+    Place(
+        "lightning_rarlhf/sharded_checkpoint.py",
+        2,
+        ("lightning_rarlhf/checkpoint_file.py", "lightning_rarlhf/distributed.py", "lightning_rarlhf/safe_shards.py"),
+    ),
+    Place("lightning_rarlhf/sharding.py", 2),
     Place("lightning_rarlhf/guards.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/sharding.py")),
     Place("lightning_rarlhf/crash_bundle.py", 2),
     Place("lightning_rarlhf/ppo_update.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/guards.py")),

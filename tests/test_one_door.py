@@ -15,7 +15,7 @@ from lightning_rarlhf.errors import ModelError, UserError
 from lightning_rarlhf.policy_loading import load_causal_lm
 from lightning_rarlhf.reward_models import ClassifierReward
 from lightning_rarlhf.safe_shards import SafeLoadPlanner, SafeShardReader
-from lightning_rarlhf.sharding import whole_checkpoint
+from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
 from tests.tiny_models import save_classifier, save_policy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,6 +158,7 @@ class TestShards:
 
         state = {"state_dict": {"a": torch.arange(3.0)}, "optimizer_0": {"state": {}, "lr": 0.1, **settings}}
         save(state, checkpoint_id=folder, no_dist=True)
+        torch.save({"pytorch-lightning_version": "2", "loops": {}}, folder / "meta.pt")
         return folder
 
     def test_what_torch_writes_is_read(self, tmp_path):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import train
 from lightning_rarlhf.export.__main__ import main as export
 from lightning_rarlhf.generations import read_rows
-from lightning_rarlhf.sharding import whole_checkpoint
+from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
 from tests.test_configs import world
 from tests.test_gptj_configs import arguments, greedy, short, trained_policy
 from tests.two_processes import together

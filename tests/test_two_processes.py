@@ -23,7 +23,7 @@ from datamodules import SyntheticDataModule
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.generations import read_rows
 from lightning_rarlhf.quickstart.tiny_policy import write_tiny_policy
-from lightning_rarlhf.sharding import load_shards
+from lightning_rarlhf.sharded_checkpoint import load_shards
 from tests.two_processes import started, together
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

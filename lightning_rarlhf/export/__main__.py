@@ -13,14 +13,13 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from lightning_rarlhf.checkpoint_file import read_checkpoint
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.one_line_parser import OneLineParser
 from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.quiet import quiet
-from lightning_rarlhf.sharding import whole_checkpoint
+from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
 from lightning_rarlhf.tokenizer import load_tokenizer
 from lightning_rarlhf.trained_weights import require_trained
 
@@ -52,7 +51,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: st
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.is_dir():
-        return read_checkpoint(checkpoint, header=True) | whole_checkpoint(checkpoint)
+        return whole_checkpoint(checkpoint)
     try:
         content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
