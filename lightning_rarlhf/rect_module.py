@@ -14,12 +14,13 @@ from torchmetrics.classification import BinaryAUROC
 from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.decoding.risk_head import RISK_HEAD_FILE, RiskHead, save_risk_head
+from lightning_rarlhf.distributed import total, world_size
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.functional.masked import masked_mean
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.results_file import weights_sha256
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import SamplingSeed
+from lightning_rarlhf.strategies import FSDP2Strategy
 
 
 class RectModule(LanguageModule):
@@ -55,7 +56,7 @@ class RectModule(LanguageModule):
         self.bad_below = bad_below
 
     def setup(self, stage: str) -> None:
-        """Refuse to test, since the head alone draws nothing, and processes that would each weigh their own tokens.
+        """Refuse to test, since the head alone draws nothing, and a divided policy, whose head is not divided with it.
 
         Raises:
             UserError: with what to give instead.
@@ -65,10 +66,8 @@ class RectModule(LanguageModule):
                 f"RectModule fits a head; to {stage} with it use --model DecodingModule --model.method Rect "
                 "--model.method.head RUN"
             )
-        if self.trainer.world_size > 1:
-            raise UserError(
-                f"RectModule fits its head in one process; got {self.trainer.world_size}: give --trainer.devices 1"
-            )
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
+            raise UserError("RectModule's policy is not divided among processes; give --trainer.strategy ddp")
         super().setup(stage)
 
     @property
@@ -93,9 +92,10 @@ class RectModule(LanguageModule):
         samples = self.generate(batch, SamplingSeed(base=self.seed, iteration=self.global_step))
         bad = self.ended_badly(samples)
         loss = self.loss(samples, bad)
-        figures = {"rect/loss": loss, "rect/bad_rate": bad.mean()}
+        ended, rows = total(torch.stack([bad.sum(), torch.ones_like(bad).sum()]))
+        figures = {"rect/loss": total(loss), "rect/bad_rate": ended / rows}
         self.log_dict(figures, prog_bar=True, on_step=True, batch_size=len(batch))
-        return loss
+        return loss * world_size()  # DDP averages over the processes, whose shares of the loss must add up
 
     def ended_badly(self, samples: Samples) -> Tensor:
         """f32 [B], 1 = scored below `bad_below`."""
@@ -110,11 +110,11 @@ class RectModule(LanguageModule):
         return self.risk_head.of_tokens(hidden, embeddings)
 
     def loss(self, samples: Samples, bad: Tensor) -> Tensor:
-        """Mean cross-entropy a token, in nats; `bad` f32 [B]."""
+        """This process's share of the mean cross-entropy a token over all processes, in nats; `bad` f32 [B]."""
         logits = self.risk_logits(samples)
         targets = bad[:, None].expand_as(logits)
         losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return masked_mean(losses, samples.response_mask)
+        return torch.where(samples.response_mask, losses, 0.0).sum() / total(samples.response_mask.sum())
 
     def on_validation_epoch_start(self) -> None:
         self._loss = MeanMetric().to(self.device)
@@ -124,7 +124,7 @@ class RectModule(LanguageModule):
         """How well the head foresees the end from each token, on responses drawn as in every run."""
         samples = self.generate(batch, self.evaluation_seed)
         bad = self.ended_badly(samples)
-        self._loss.update(self.loss(samples, bad), int(samples.response_mask.sum()))
+        self._loss.update(total(self.loss(samples, bad)), int(samples.response_mask.sum()))
         logits = self.risk_logits(samples)
         self._auroc.update(logits[samples.response_mask], bad[:, None].expand_as(logits)[samples.response_mask].long())
 

@@ -26,7 +26,7 @@ from lightning_rarlhf.classifier import (
 )
 from lightning_rarlhf.config import BackboneConfig, GuardConfig
 from lightning_rarlhf.data_types import LabelledBatch, PreferenceBatch
-from lightning_rarlhf.distributed import gather_items
+from lightning_rarlhf.distributed import gather_items, total, world_size
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
 from lightning_rarlhf.guarded_module import GuardedModule
@@ -146,15 +146,16 @@ class RewardModule(GuardedModule):
         return logits.float()
 
     def training_step(self, batch: RewardBatch, batch_idx: int) -> Tensor:
-        """Binary cross-entropy of the known labels, or the Bradley-Terry loss (Eq. 2).
+        """Mean binary cross-entropy of the known labels of all processes, or mean Bradley-Terry loss (Eq. 2).
 
         Dropout follows from the run's seed and the batch's place alone, so that a resumed run draws what it would have.
         """
         place = (self.seed or 0, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
-        loss = self._outcome(batch)[0]
-        self.log("reward/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch))
-        return loss
+        losses, count, _ = self._outcome(batch)
+        loss = losses / total(count)
+        self.log("reward/loss", total(loss), prog_bar=True, on_step=True, batch_size=len(batch))
+        return loss * world_size()  # DDP averages over the processes, whose shares of the loss must add up
 
     def margins(self, batch: PreferenceBatch) -> Tensor:
         """f32 [B], r_chosen − r_rejected, both read in one pass."""
@@ -165,14 +166,16 @@ class RewardModule(GuardedModule):
         margins: Tensor = chosen - rejected
         return margins
 
-    def _outcome(self, batch: RewardBatch) -> tuple[Tensor, Tensor]:
-        """Loss, a scalar; logits [B, L] or margins [B]."""
+    def _outcome(self, batch: RewardBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of the losses of this process's rows and their number, scalars; logits [B, L] or margins [B]."""
         if isinstance(batch, PreferenceBatch):
             margins = self.margins(batch)
-            return bradley_terry_nll(margins, torch.zeros_like(margins)).mean(), margins
+            losses = bradley_terry_nll(margins, torch.zeros_like(margins))
+            return losses.sum(), torch.tensor(len(losses), device=losses.device), margins
         logits, labels = self(batch.input_ids, batch.attention_mask), batch.labels[:, self._columns]
         known = labels.isfinite()
-        return F.binary_cross_entropy_with_logits(logits[known], labels[known]), logits
+        loss = F.binary_cross_entropy_with_logits(logits[known], labels[known], reduction="sum")
+        return loss, known.sum(), logits
 
     # validation
 
@@ -182,8 +185,8 @@ class RewardModule(GuardedModule):
 
     def validation_step(self, batch: RewardBatch, batch_idx: int) -> None:
         """Collect the loss, and logits and labels, or margins."""
-        loss, found = self._outcome(batch)
-        self._loss.update(loss, len(batch))
+        losses, count, found = self._outcome(batch)
+        self._loss.update(losses / count.clamp(min=1), count)
         self._collect(batch, found)
 
     def on_validation_epoch_end(self) -> None:
@@ -205,7 +208,7 @@ class RewardModule(GuardedModule):
 
     def test_step(self, batch: RewardBatch, batch_idx: int) -> None:
         """Collect logits and labels, or margins."""
-        self._collect(batch, self._outcome(batch)[1])
+        self._collect(batch, self._outcome(batch)[2])
 
     def on_test_epoch_end(self) -> None:
         """Write reward_results.json and the picture of the calibration, and print the figures; process 0 alone."""

@@ -14,6 +14,7 @@ import train
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.rect_module import RectModule
 from lightning_rarlhf.reward_models import CallableReward
+from lightning_rarlhf.strategies import FSDP2Strategy
 from tests.decoding.hosts import run, save_world
 from tests.test_configs import QUIET, ROOT
 
@@ -81,8 +82,8 @@ def test_the_head_alone_cannot_be_tested(world, tmp_path, capsys):
     assert "use --model DecodingModule --model.method Rect" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused():
+def test_a_divided_policy_is_refused():
     module = RectModule(CallableReward("tests.test_rect_module.no_films"), bad_below=0.0)
-    module.trainer = SimpleNamespace(world_size=2)
-    with pytest.raises(UserError, match=r"RectModule fits its head in one process; got 2: give --trainer\.devices 1"):
+    module.trainer = SimpleNamespace(strategy=FSDP2Strategy())
+    with pytest.raises(UserError, match=r"RectModule's policy is not divided .*; give --trainer\.strategy ddp"):
         module.setup("fit")

@@ -286,7 +286,11 @@ def test_figures_are_of_all_processes_rows_and_process_0_alone_writes(tmp_path, 
     monkeypatch.setattr(reward_module, "gather_items", lambda items: [items[0], other, *items[1:]])
     module = reward_module.RewardModule()
     module.label_names = ["toxic", "kind"]
-    module._outcome = lambda batch: (torch.tensor(0.5), torch.tensor([[2.0, 1.0], [-1.0, 0.0], [3.0, 2.0]]))
+    module._outcome = lambda batch: (
+        torch.tensor(2.5),
+        torch.tensor(5),
+        torch.tensor([[2.0, 1.0], [-1.0, 0.0], [3.0, 2.0]]),
+    )
     logged = {}
     module.log_dict = lambda figures, **kwargs: logged.update(figures)
     module.on_validation_epoch_start()
