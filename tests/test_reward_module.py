@@ -195,7 +195,8 @@ def test_the_models_own_order_of_labels_holds(tmp_path, stage):
     for labels, columns in ((["toxic", "insult"], [0, 1]), (["insult", "toxic"], [1, 0])):
         module = module_on(folder, labels, stage)
         batch = LabelledBatch(input_ids=ids, attention_mask=ids > 0, labels=said[:, columns])
-        loss, logits = module._outcome(batch)
+        loss, count, logits = module._outcome(batch)
+        assert count == 3
         module._rows = []
         module._collect(batch, logits)
         assert module.label_names == ["toxic", "insult"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -22,11 +23,23 @@ def status(name: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def main(folder: str, checkpointing: bool, lora: bool, rows: int, prompt: int, response: int) -> None:
+def main(folder: str, cases: list[tuple[bool, bool]], sizes: tuple[int, int, int]) -> None:
+    """Print the rise for each case, (gradient checkpointing, LoRA); each in a child, for libraries are loaded once."""
     quiet()
     # large blocks go back to the system when they are freed, so that the count is that of live memory
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(-3, 1 << 16)
+    for case in cases:
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            print(json.dumps(rise(libc, folder, *case, *sizes)), flush=True)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def rise(libc: ctypes.CDLL, folder: str, checkpointing: bool, lora: bool, rows: int, prompt: int, response: int) -> int:
+    """Bytes at the peak of an update, above what there was before."""
     policy = PolicyConfig(
         pretrained=folder, gradient_checkpointing=checkpointing, lora=LoRAConfig(r=16) if lora else None
     )
@@ -35,7 +48,7 @@ def main(folder: str, checkpointing: bool, lora: bool, rows: int, prompt: int, r
     libc.malloc_trim(0)
     before = status("VmRSS")
     one_update(policy, folder, rows, prompt, response)
-    print(json.dumps({"peak": status("VmHWM") - before}))
+    return status("VmHWM") - before
 
 
 def one_update(policy: PolicyConfig, folder: str, rows: int, prompt: int, response: int) -> None:
