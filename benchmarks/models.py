@@ -28,10 +28,10 @@ def save_models(folder: Path, work: Workload) -> None:
     GPT2LMHeadModel(policy).save_pretrained(folder / "policy")
     GPT2ForSequenceClassification(reward).save_pretrained(folder / "reward")
     for name in ("policy", "reward"):
-        _save_tokenizer(folder / name, work.vocabulary)
+        save_tokenizer(folder / name, work.vocabulary)
 
 
-def _save_tokenizer(folder: Path, vocabulary: int) -> None:
+def save_tokenizer(folder: Path, vocabulary: int, context: int = 1024) -> None:
     """One word a token, so that a text has as many tokens in the reward as in the policy."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -40,5 +40,5 @@ def _save_tokenizer(folder: Path, vocabulary: int) -> None:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<eos>", model_max_length=1024
+        tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<eos>", model_max_length=context
     ).save_pretrained(folder)
