@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.functional.logprobs import chunk_of, token_logprobs, token_logprobs_and_entropy
 from lightning_rarlhf.functional.sequences import position_ids
 from lightning_rarlhf.fused_gelu import fuse_gelu
+from lightning_rarlhf.last_block import last_mlp, reading_last, same_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,6 +36,7 @@ class LanguageModel(nn.Module):
     """
 
     eos_token_ids: Tensor
+    _cuts_last_mlp = False
 
     def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int]) -> None:
         super().__init__()
@@ -42,6 +44,7 @@ class LanguageModel(nn.Module):
         fuse_gelu(self.lm)
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
+        self._cuts_last_mlp = _can_cut_last_mlp(self)
 
     @property
     def device(self) -> torch.device:
@@ -67,9 +70,15 @@ class LanguageModel(nn.Module):
         super().train(False)
         return self
 
-    def trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden states of left-padded sequences: [B, S], bool [B, S] → [B, S, H]."""
-        with _recomputing(self.lm):
+    def trunk(self, input_ids: Tensor, attention_mask: Tensor, *, read: int | None = None) -> Tensor:
+        """Last hidden states of left-padded sequences: [B, S], bool [B, S] → [B, S, H].
+
+        Args:
+            input_ids: i64 [B, S].
+            attention_mask: bool [B, S].
+            read: only the last `read` columns of the result are looked at, the others may hold anything; None = all.
+        """
+        with _recomputing(self.lm), self.reading(read):
             output = self.lm.base_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask.long(),
@@ -78,6 +87,13 @@ class LanguageModel(nn.Module):
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def reading(self, columns: int | None) -> AbstractContextManager[None]:
+        """For forward passes of which only the last `columns` columns are read: does nothing for the others in vain."""
+        # what a checkpointed block computes again in the backward pass must be what it computed the first time
+        recomputes = self.lm.is_activation_checkpointing and torch.is_grad_enabled()
+        mlp = last_mlp(self.lm) if columns is not None and self._cuts_last_mlp and not recomputes else None
+        return nullcontext() if mlp is None or columns is None else reading_last(mlp, columns)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states: [..., H] → [..., V]."""
@@ -90,9 +106,10 @@ class LanguageModel(nn.Module):
 
         Columns in which no row has a token are not read; where they are response columns, the result is 0.
         """
-        first, end = _occupied(attention_mask, sequences.shape[1] - response_length - 1)
-        hidden = self.trunk(sequences[:, first:end], attention_mask[:, first:end])
-        hidden = hidden[:, sequences.shape[1] - response_length - 1 - first : -1]
+        start = sequences.shape[1] - response_length - 1
+        first, end = _occupied(attention_mask, start)
+        hidden = self.trunk(sequences[:, first:end], attention_mask[:, first:end], read=max(1, end - start))
+        hidden = hidden[:, start - first : -1]
         return nn.functional.pad(hidden, (0, 0, 0, sequences.shape[1] - end))
 
     def token_logprobs(self, hidden: Tensor, tokens: Tensor, mask: Tensor, sampling: SamplingConfig) -> Tensor:
@@ -264,3 +281,20 @@ def _check_split(model: LanguageModel) -> None:
     if not torch.allclose(direct.float(), split.float(), rtol=1e-2, atol=1e-2):
         name = type(model.lm).__name__
         raise ModelError(f"{name} changes its logits after the output layer; this architecture is not supported")
+
+
+@torch.no_grad()
+def _can_cut_last_mlp(model: LanguageModel) -> bool:
+    """Whether this architecture gives the same hidden states when its last MLP reads only their columns."""
+    mlp = last_mlp(model.lm)
+    if mlp is None or model.lm.device.type == "meta":
+        return False
+    ids = torch.arange(3, device=model.lm.device)[None] % 2
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    whole = model.trunk(ids, mask)
+    try:
+        with reading_last(mlp, 2):
+            cut = model.trunk(ids, mask)
+    except (TypeError, RuntimeError, AttributeError):  # an MLP with another signature, as some mixtures of experts have
+        return False
+    return same_states(whole[:, 1:], cut[:, 1:])

@@ -66,15 +66,17 @@ class ConditionedPolicy(ActorCritic):
         """i64 [rows], the best quantile's token."""
         return self.tokens[-1:].expand(rows)
 
-    def trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def trunk(self, input_ids: Tensor, attention_mask: Tensor, *, read: int | None = None) -> Tensor:
         """Last hidden states of padded sequences that are told to be of the best quantile; [B, S] → [B, S, H]."""
         if not self._told:
-            return super().trunk(input_ids, attention_mask)
-        return self.trunk_told(input_ids, attention_mask, self.best(len(input_ids)))
+            return super().trunk(input_ids, attention_mask, read=read)
+        return self.trunk_told(input_ids, attention_mask, self.best(len(input_ids)), read=read)
 
-    def trunk_told(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Tensor:
+    def trunk_told(
+        self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, *, read: int | None = None
+    ) -> Tensor:
         """As `trunk`, each row told its own reward token, i64 [B]."""
-        return super().trunk(*prepend(input_ids, attention_mask, tokens))[:, 1:]
+        return super().trunk(*prepend(input_ids, attention_mask, tokens), read=read)[:, 1:]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of the words: [..., H] → [..., V]."""

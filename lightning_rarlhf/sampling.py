@@ -67,10 +67,14 @@ class CachedTrunk:
         self._model = model
         self._cache: object | None = None
 
-    def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Read left-padded prompts [B, P]; return the last hidden state of every token, [B, P, H]."""
+    def start(self, input_ids: Tensor, attention_mask: Tensor, *, read: int | None = None) -> Tensor:
+        """Read left-padded prompts [B, P]; return the last hidden state of every token, [B, P, H].
+
+        Only the last `read` columns need be right; None = all.
+        """
         self._cache = roomy_cache(self._model.lm.config)
-        return self._forward(input_ids, attention_mask, position_ids(attention_mask))
+        with self._model.reading(read):
+            return self._forward(input_ids, attention_mask, position_ids(attention_mask))
 
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """Read one more token a row, [B]; the mask [B, P + t] now covers it. Return its hidden state, [B, H]."""
@@ -103,7 +107,7 @@ class CachedDecoder:
         self._hidden: list[Tensor] | None = [] if keep_hidden else None
 
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self._logits(self._trunk.start(input_ids, attention_mask)[:, -1])
+        return self._logits(self._trunk.start(input_ids, attention_mask, read=1)[:, -1])
 
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         return self._logits(self._trunk.advance(tokens, attention_mask))

@@ -163,7 +163,7 @@ def test_pad_columns_are_not_read_and_change_nothing(policy_folder):
     actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), tokenizer)
     read = []
     trunk = actor.trunk
-    actor.trunk = lambda ids, mask: read.append(ids.shape[1]) or trunk(ids, mask)
+    actor.trunk = lambda ids, mask, **options: read.append(ids.shape[1]) or trunk(ids, mask, **options)
     ids = torch.tensor([[1, 1, 3, 4, 5, 6, 1, 1], [1, 1, 1, 7, 8, 1, 1, 1]])
     counts = torch.tensor([[False] * 2 + [True] * 4 + [False] * 2, [False] * 3 + [True] * 2 + [False] * 3])
     padded = actor(ids, counts, counts[:, 4:], SamplingConfig())

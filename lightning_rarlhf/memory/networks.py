@@ -25,7 +25,7 @@ class EmptyPolicy(ActorCritic):
     """A policy that reads every column: which of them are padding cannot be asked of tensors without contents."""
 
     def before_responses(self, sequences: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
-        return self.trunk(sequences, attention_mask)[:, -response_length - 1 : -1]
+        return self.trunk(sequences, attention_mask, read=response_length + 1)[:, -response_length - 1 : -1]
 
 
 def empty_policy(policy: PolicyConfig) -> ActorCritic:
