@@ -17,7 +17,8 @@ from torch import Tensor
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.errors import ModelError, NumericalError, first_few
-from lightning_rarlhf.functional.logprobs import entropy_of, eos_ban, warp
+from lightning_rarlhf.functional.logprobs import eos_ban, warp
+from lightning_rarlhf.functional.next_token import NextToken
 from lightning_rarlhf.functional.sequences import position_ids
 from lightning_rarlhf.kv_cache import roomy_cache
 from lightning_rarlhf.policy import LanguageModel
@@ -66,6 +67,7 @@ class CachedTrunk:
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._cache: object | None = None
+        self._padded = True
 
     def start(self, input_ids: Tensor, attention_mask: Tensor, *, read: int | None = None) -> Tensor:
         """Read left-padded prompts [B, P]; return the last hidden state of every token, [B, P, H].
@@ -73,6 +75,7 @@ class CachedTrunk:
         Only the last `read` columns need be right; None = all.
         """
         self._cache = roomy_cache(self._model.lm.config)
+        self._padded = not bool(attention_mask.all())
         with self._model.reading(read):
             return self._forward(input_ids, attention_mask, position_ids(attention_mask))
 
@@ -83,7 +86,8 @@ class CachedTrunk:
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         output = self._model.lm.base_model(
             input_ids=input_ids,
-            attention_mask=attention_mask.long(),
+            # without padding only rows that have ended are masked, whose states nobody reads; a mask costs every layer
+            attention_mask=attention_mask.long() if self._padded else None,
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -160,14 +164,14 @@ def sample(
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     for step in range(sampling.max_new_tokens):
-        warped = _warped(logits, step, sampling, eos_token_ids)
-        token = _draw(warped, uniforms[:, step])
+        following = NextToken(_warped(logits, step, sampling, eos_token_ids))
+        token = following.draw(uniforms[:, step])
         broken = broken | (alive & (token < 0))
         token = token.clamp(min=0)
         if keep_logprobs:
-            of_all = warped.log_softmax(dim=-1)
-            logprobs.append(of_all.gather(1, token[:, None]).squeeze(1).where(alive, 0.0))
-            entropies.append(entropy_of(of_all).where(alive, 0.0))
+            logprob, entropy = following.statistics(token)
+            logprobs.append(logprob.where(alive, 0.0))
+            entropies.append(entropy.where(alive, 0.0))
         drawn.append(token.where(alive, torch.full_like(token, _pad_id(tokenizer))))
         mask = torch.cat([mask, alive[:, None]], dim=1)
         alive = alive & ~torch.isin(token, eos_token_ids)
@@ -190,20 +194,6 @@ def sample(
 def _warped(logits: Tensor, step: int, sampling: SamplingConfig, eos_token_ids: Tensor) -> Tensor:
     steps = torch.full((len(logits),), step, device=logits.device)
     return warp(logits, sampling, ban=eos_ban(steps, logits.shape[-1], eos_token_ids, sampling))
-
-
-def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Invert the distribution function at `uniform`: [B, V], [B] → i64 [B]. A token of probability 0 is never drawn.
-
-    −1 where the logits are no distribution: NaN, +inf, or −inf throughout.
-    """
-    # in float64: a parallel sum in float32 may rise at a token of probability 0
-    cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    # rounding may lift u·total to the total itself, beyond the last token
-    threshold = (uniform[:, None].double() * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
-    token = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
-    return token.where(total.squeeze(1).isfinite(), -1)
 
 
 def _require_drawn(broken: Tensor, batch: PromptBatch) -> None:

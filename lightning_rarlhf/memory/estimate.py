@@ -23,8 +23,8 @@ from lightning_rarlhf.memory.rehearsal import Allocations, rehearsed
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.sampling import CachedDecoder
 
-_DRAW_BYTES = 4 + 4 + 8 + 8
-"""per logit when a token is drawn: float32 logits and probabilities, float64 copy and cumulative sum"""
+_DRAW_BYTES = 4 + 4 + 8
+"""per logit when a token is drawn: float32 logits and probabilities, float64 cumulative sum"""
 _PROBE = 1 << 16  # weights of the parameter whose optimizer state is measured
 
 
