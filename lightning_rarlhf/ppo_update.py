@@ -91,7 +91,8 @@ def _add_gradients(
     """Gradient of one minibatch, in parts that fit into memory; f64 [5], its figures over all processes."""
     tokens = minibatch.response_mask.sum()
     figures = torch.zeros(5, dtype=torch.float64, device=tokens.device)
-    parts = list(dealt(minibatch, config.micro_batch_size))
+    size = config.micro_batch_size or rows_at_a_time(minibatch.sequences.shape[1], minibatch.sequences.device.type)
+    parts = list(dealt(minibatch, size))
     for number, part in enumerate(parts, start=1):
         mask = part.response_mask
         logprobs, values = policy(part.sequences, part.attention_mask, mask, sampling)
@@ -102,6 +103,16 @@ def _add_gradients(
         figures += torch.stack([figure.detach().double() for figure in seen])
     return total(figures)
 
+
+def rows_at_a_time(width: int, device: str) -> int | None:
+    """Rows of `width` tokens in one pass where the user names no number; None = all, as an accelerator wants them.
+
+    On a CPU the activations of a thousand tokens stay in its cache from one operation to the next.
+    """
+    return max(1, _CACHED_TOKENS // width) if device == "cpu" else None
+
+
+_CACHED_TOKENS = 1024
 
 _FIGURES = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "ratio_mean", "grad_norm")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -10,7 +11,7 @@ from lightning_rarlhf.data_types import PPOBatch
 from lightning_rarlhf.errors import NumericalError
 from lightning_rarlhf.policy import PolicyOutput
 from lightning_rarlhf.policy_loading import load_actor_critic
-from lightning_rarlhf.ppo_update import run_ppo_epochs
+from lightning_rarlhf.ppo_update import rows_at_a_time, run_ppo_epochs
 from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.test_data_types import ppo_batch
 
@@ -150,6 +151,20 @@ def test_a_minibatch_is_cut_into_parts_that_add_up():
     assert in_parts.steps == [1, 2]
     assert in_parts.losses == pytest.approx(in_one.losses)
     assert vars(cut) == pytest.approx(vars(whole))
+
+
+def test_on_a_cpu_a_pass_takes_as_many_rows_as_its_cache_does():
+    assert rows_at_a_time(112, "cpu") == 9
+    assert rows_at_a_time(5000, "cpu") == 1
+    assert rows_at_a_time(112, "cuda") is None
+    long = replace(
+        ppo_batch(), sequences=torch.zeros(5, 400, dtype=torch.int64), attention_mask=torch.ones(5, 400).bool()
+    )
+    policy, updater = Echo(), Recorder()
+    run_ppo_epochs(policy, long, PPOConfig(epochs=1), SamplingConfig(), torch.Generator(), updater)
+    assert [len(part) for part in policy.rows] == [2, 2, 1]
+    assert updater.parts == [False, False, True]
+    assert len(updater.steps) == 1
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3])

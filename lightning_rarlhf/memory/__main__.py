@@ -17,6 +17,7 @@ from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.memory.advice import advice
 from lightning_rarlhf.memory.estimate import Estimate, RewardSettings, Run, estimate, reward_bytes
 from lightning_rarlhf.plain_text import error_line
+from lightning_rarlhf.ppo_update import rows_at_a_time
 from lightning_rarlhf.reward_models import ClassifierReward
 
 _HELP = """usage: python -m lightning_rarlhf.memory [--device_memory 80GiB] [--processes N] --config FILE [...]
@@ -64,6 +65,10 @@ def run_of(arguments: Sequence[str], processes: int | None) -> Run:
     devices = processes or _devices(trainer.devices) * int(trainer.num_nodes)
     rows = -(-data.batch_size // devices)
     minibatch = -(-min(module.ppo.minibatch_size, data.batch_size) // devices)
+    device = "cpu" if str(trainer.accelerator) == "cpu" else "cuda"
+    at_a_time = module.ppo.micro_batch_size or rows_at_a_time(
+        data.prompt_tokens + module.sampling.max_new_tokens, device
+    )
     policy: PolicyConfig = module.policy_config
     return Run(
         policy=policy,
@@ -71,13 +76,13 @@ def run_of(arguments: Sequence[str], processes: int | None) -> Run:
         reward=_reward(module.reward),
         optimizer=module.make_optimizer,
         rows=rows,
-        update_rows=min(minibatch, module.ppo.micro_batch_size or minibatch),
+        update_rows=min(minibatch, at_a_time or minibatch),
         prompt_tokens=data.prompt_tokens,
         sampling=module.sampling,
         autocast=str(trainer.precision) == "bf16-mixed",
         processes=devices,
         shards="fsdp2" in strategy.lower(),
-        on_gpu=str(trainer.accelerator) != "cpu",
+        on_gpu=device != "cpu",
     )
 
 
