@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lightning_rarlhf.config import SamplingConfig
+from lightning_rarlhf.functional.next_token import NextToken
 
 Head = Callable[[Tensor], Tensor]
-"""Maps hidden states [N, H] to logits [N, V]."""
+"""Maps hidden states [N, H] to logits [N, V], which are the caller's to overwrite."""
 
 _CHUNK_BYTES = 128 * 2**20  # of logits that exist at one time: 667 tokens of GPT-2
 _CHUNK_BYTES_WITHOUT_GRADIENTS = 32 * 2**20  # small chunks cost nothing where nothing is computed twice
@@ -147,16 +148,11 @@ def token_logprobs_and_entropy(
     logprobs, entropy = [], []
     where, pieces = _pieces(hidden, tokens, mask, chunk)
     for part, picked, steps in pieces:
-        of_all = _warped(part, picked, steps, head, sampling, eos_token_ids).log_softmax(dim=-1)
-        logprobs.append(of_all.gather(1, picked[:, None]).squeeze(1))
-        entropy.append(entropy_of(of_all))
+        following = NextToken(_warped(part, picked, steps, head, sampling, eos_token_ids))
+        of_piece = following.statistics(picked)
+        logprobs.append(of_piece[0])
+        entropy.append(of_piece[1])
     return _put_back(torch.cat(logprobs), where, tokens), _put_back(torch.cat(entropy), where, tokens)
-
-
-def entropy_of(logprobs: Tensor) -> Tensor:
-    """−Σ_a π(a) log π(a) in nats of normalised log-probabilities, −inf allowed: [N, V] → [N]."""
-    # where log π is −inf, π is 0 and so is their product; `special.entr` would take the logarithm again
-    return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)
 
 
 def _pieces(
@@ -192,22 +188,40 @@ def _warped(
 
 
 class _LogSoftmaxAt(torch.autograd.Function):
-    """log softmax at the given tokens: f32 [N, V], i64 [N] → f32 [N].
+    """log softmax at the given tokens: f32 [N, V], i64 [N] → f32 [N]. With gradients, the logits are overwritten.
 
-    Autograd's own way, a gather of a log softmax, also makes and adds up a [N, V] tensor of zeros and ones.
+    Autograd's own way, a gather of a log softmax, writes the log softmax beside the logits, takes its exponential
+    again, and also makes and adds up a [N, V] tensor of zeros and ones.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
-        of_all = logits.log_softmax(dim=-1)
-        ctx.save_for_backward(of_all, tokens)
-        return of_all.gather(1, tokens[:, None]).squeeze(1)
+        rows = _rows_in_cache(logits)
+        logprobs = []
+        for part, picked in zip(logits.split(rows), tokens.split(rows), strict=True):
+            probabilities = part.softmax(dim=-1)
+            # to the bit as `NextToken` has it
+            below = part.gather(1, picked[:, None]).squeeze(1) - part.amax(dim=-1)
+            logprobs.append(below + probabilities.amax(dim=-1).log())
+            if ctx.needs_input_grad[0]:
+                part.copy_(probabilities)
+        ctx.save_for_backward(logits, tokens)
+        return torch.cat(logprobs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        of_all, tokens = ctx.saved_tensors
+        probabilities, tokens = ctx.saved_tensors
         grad: Tensor = grads[0][:, None]
-        # d log π(a) / d logit(b) = [a = b] − π(b)
-        of_logits: Tensor = of_all.exp_()  # in place: nothing else reads it, and a second backward pass is refused
-        of_logits.mul_(-grad).scatter_add_(1, tokens[:, None], grad)
+        # d log π(a) / d logit(b) = [a = b] − π(b); in place: nothing else reads it, a second backward pass is refused
+        of_logits: Tensor = probabilities.mul_(-grad).scatter_add_(1, tokens[:, None], grad)
         return of_logits, None
+
+
+def _rows_in_cache(logits: Tensor) -> int:
+    """Rows of [N, V] that are softened while they lie in a CPU's cache; all of them elsewhere."""
+    if logits.device.type != "cpu":
+        return max(1, len(logits))
+    return max(1, _CACHE_BYTES * torch.get_num_threads() // (4 * logits.shape[1]))
+
+
+_CACHE_BYTES = 2**20  # of each core

@@ -37,9 +37,10 @@ class NextToken:
         """log π of the tokens, i64 [B], and the entropy −Σ_a π(a) log π(a) in nats: f32 [B] each."""
         # the likeliest token's logit less itself is 0, so its probability is 1 / Σ_a exp(logit(a) − largest)
         log_sum = -self._probabilities.amax(dim=-1).log()
-        # the bound stands for −inf: its exponential is 0 too, and 0 times it is no NaN
-        below = (self._logits - self._logits.amax(dim=-1, keepdim=True)).clamp(min=_NEVER)
+        below = self._logits - self._logits.amax(dim=-1, keepdim=True)
         logprob = below.gather(1, token[:, None]).squeeze(1) - log_sum
+        # the bound stands for −inf: its exponential is 0 too, and 0 times it is no NaN
+        below = below.clamp_(min=_NEVER)
         return logprob, log_sum - (self._probabilities * below).sum(dim=-1)
 
 

@@ -175,3 +175,23 @@ def test_memory_does_not_grow_with_the_vocabulary_beyond_one_chunk():
         token_logprobs(hidden, tokens, lambda x: x @ weight.T, PLAIN, EOS, chunk=10)
     wide = [numel for numel in saved if numel > weight.numel()]
     assert wide == [10 * 1000]
+
+
+def test_logits_of_many_pieces_give_autograds_own_result():
+    """So wide a vocabulary that a cache holds one row; one token is far below what float32 calls possible."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(150_000, 3, generator=draw)
+    tokens = torch.tensor([[5, 149_999, 7]])
+    gradients, values = [], []
+    for own in (True, False):
+        hidden = torch.tensor([[[0.1, 0.2, 0.3], [1.0, -1.0, 0.5], [90.0, 0.0, 0.0]]], requires_grad=True)
+        if own:
+            logprobs = token_logprobs(hidden, tokens, lambda x: x @ weight.T, PLAIN, EOS)
+        else:
+            logprobs = (hidden @ weight.T).log_softmax(-1).gather(2, tokens[..., None]).squeeze(2)
+        (logprobs * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
+        gradients.append(hidden.grad)
+        values.append(logprobs.detach())
+    assert values[0].min() < -200
+    torch.testing.assert_close(values[0], values[1], rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-5)
