@@ -68,6 +68,12 @@ class LabelledTextDataModule(HumanLabelsDataModule):
             and text.strip()
             and any(not math.isnan(self._label(name, part[name][number])) for name in self.label_columns)
         ]
+        if not kept and not any(
+            isinstance(text, str) and text.strip()
+            for _, part in batches(rows, [self.text_column])
+            for text in part[self.text_column]
+        ):
+            raise DataError(f"{self.source} ({split}): no text in column {self.text_column!r}; set data.text_column")
         if not kept:
             values = {str(value) for name in self.label_columns for value in rows[:1000][name]}
             raise DataError(

@@ -27,9 +27,16 @@ from lightning_rarlhf.errors import UserError
 
 if TYPE_CHECKING:
     Fraction = float
+    Weight = float
+    PositiveWeight = float
 else:
     Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)], docstring="float in (0, 1]")
     """A share that cannot be empty: risk level α, ρ, top-p."""
+    Weight = restricted_number_type("Weight", float, [(">=", 0), ("<", math.inf)], docstring="finite float ≥ 0")
+    PositiveWeight = restricted_number_type(
+        "PositiveWeight", float, [(">", 0), ("<", math.inf)], docstring="finite float > 0"
+    )
+    """Of a term that may be 0 or −∞: their product with an infinite weight would be no number, or always −∞."""
 
 DType = Literal["float32", "bfloat16", "float16"]
 PolicyDType = Literal["float32", "bfloat16"]

@@ -60,15 +60,9 @@ class DecodingModule(LanguageModule):
         """Never reached; without it Lightning would refuse `fit` in words of its own."""
         raise UserError(_NOTHING_TO_FIT)
 
-    @property
-    def trains_critic(self) -> bool:
-        return False
-
-    def configure_model(self) -> None:
+    def build(self) -> None:
         """Load the policy, the reference and the method's own networks."""
-        if self._built:
-            return
-        super().configure_model()
+        super().build()
         self.method.load(
             Host(
                 policy=self.actor,

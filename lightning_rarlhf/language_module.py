@@ -111,8 +111,8 @@ class LanguageModule(EvaluatedModule):
 
     @property
     def trains_critic(self) -> bool:
-        """Whether the value head is worth keeping."""
-        return True
+        """Whether the value head is trained, and so worth keeping."""
+        return False
 
     @property
     def trains_on(self) -> type[PromptBatch] | type[TextBatch]:
@@ -120,9 +120,13 @@ class LanguageModule(EvaluatedModule):
         return PromptBatch
 
     def configure_model(self) -> None:
-        """Load the policy, and the reference that KL is measured against."""
-        if self._built:
-            return
+        """Load what the method works with; once, though Lightning asks before every stage."""
+        if not self._built:
+            self.build()
+            self._built = True
+
+    def build(self) -> None:
+        """Load the policy, and the reference that KL is measured against; a method may add to it."""
         self.tokenizer = load_tokenizer(self.policy_config.pretrained, self.policy_config.revision)
         self.actor = self._load_actor()
         if self.trainer.state.fn == "fit":
@@ -132,7 +136,6 @@ class LanguageModule(EvaluatedModule):
         if not self.trains_critic:
             self.actor.value_head.requires_grad_(False)  # DDP waits for the gradient of whatever requires one
         divide(self.actor, self.trainer)
-        self._built = True
 
     def _load_actor(self) -> ActorCritic:
         return load_actor_critic(self.policy_config, self.tokenizer, self.trainer.strategy.root_device)

@@ -101,6 +101,13 @@ class LanguageModel(nn.Module):
         softcap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
+    @property
+    def head_is_product(self) -> bool:
+        """Whether `head` is the float32 product with the output layer's rows: no bias, no cap, no adapter."""
+        layer = self.lm.get_output_embeddings()
+        capped = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None) is not None
+        return type(layer) is nn.Linear and layer.bias is None and layer.weight.dtype == torch.float32 and not capped
+
     def before_responses(self, sequences: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
         """Hidden states that predict the last `response_length` = T tokens: → [B, T, H].
 
@@ -279,7 +286,7 @@ def _check_split(model: LanguageModel) -> None:
             f"{str(direct.dtype).removeprefix('torch.')}; give another copy or an earlier checkpoint"
         )
     if not torch.allclose(direct.float(), split.float(), rtol=1e-2, atol=1e-2):
-        name = type(model.lm).__name__
+        name = f"{model.lm.name_or_path}: {type(model.lm).__name__}"
         raise ModelError(f"{name} changes its logits after the output layer; this architecture is not supported")
 
 

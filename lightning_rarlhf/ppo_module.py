@@ -93,6 +93,10 @@ class RiskAversePPOModule(LanguageModule):
         self.log_iteration(rollout, report, stats, kl_coef, clock.seconds)
         return {"rollout": rollout, "kept": kept, "stats": stats}
 
+    @property
+    def trains_critic(self) -> bool:
+        return True
+
     def roll_out(self, batch: PromptBatch, clock: Stopwatch) -> Rollout:
         """Sample and score this process's prompts; the episodes of all processes."""
         assert self.reference is not None

@@ -91,10 +91,6 @@ class QuarkModule(LanguageModule):
         self._trial_folder: TemporaryDirectory[str] | None = None
 
     @property
-    def trains_critic(self) -> bool:
-        return False
-
-    @property
     def trained_network(self) -> torch.nn.Module:
         return cast("torch.nn.Module", self.actor.lm)
 

@@ -70,15 +70,9 @@ class RectModule(LanguageModule):
             raise UserError("RectModule's policy is not divided among processes; give --trainer.strategy ddp")
         super().setup(stage)
 
-    @property
-    def trains_critic(self) -> bool:
-        return False
-
-    def configure_model(self) -> None:
+    def build(self) -> None:
         """Load the policy, freeze it, and make the head."""
-        if self._built:
-            return
-        super().configure_model()
+        super().build()
         self.actor.requires_grad_(False)
         self.risk_head = RiskHead(self.actor.hidden_size)
 

@@ -51,10 +51,6 @@ class SFTModule(LanguageModule):
         return False
 
     @property
-    def trains_critic(self) -> bool:
-        return False
-
-    @property
     def trains_on(self) -> type[TextBatch]:
         return TextBatch
 

@@ -111,6 +111,11 @@ def test_predict_and_validate_draw_by_the_method(world, tmp_path):
             r"model\.method\.chat: .*'auto', 'always', 'never'.*chatml",
         ),
         (["--model.method", "Promptd"], "test", r"Promptd"),
+        (
+            ["--model.method", "SelfDebias", "--model.method.instructions", "[rude]", "--model.method.decay", "inf"],
+            "test",
+            r"model\.method\.decay: .*inf does not conform to restriction v>=0 and v<inf",
+        ),
     ],
 )
 def test_mistakes_are_one_line(world, tmp_path, capsys, arguments, command, complaint):

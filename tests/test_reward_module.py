@@ -365,6 +365,11 @@ CASES = {
         [],
         r"no text with a known label in label; values found: bad; set data.positive_label",
     ),
+    "no text": (
+        [{"text": " ", "label": n % 2} for n in range(9)],
+        [],
+        r"no text in column 'text'; set data\.text_column",
+    ),
     "pairs without a column": (
         [{"chosen": "a", "other": "b"}],
         ["--data", "PreferenceDataModule"],

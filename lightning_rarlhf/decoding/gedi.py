@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat
+from jsonargparse.typing import ClosedUnitInterval
 from torch import Tensor
 
-from lightning_rarlhf.config import Fraction, SamplingConfig
+from lightning_rarlhf.config import Fraction, SamplingConfig, Weight
 from lightning_rarlhf.decoding.experts import load_expert
 from lightning_rarlhf.decoding.method import Host, JointDecoder, StepwiseMethod
 from lightning_rarlhf.decoding.prefix import Prefix, text_prefix
-from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.functional.decoding import class_logposterior, gedi
+from lightning_rarlhf.errors import ModelError, UserError
+from lightning_rarlhf.functional.decoding import gedi, wanted_logposterior
 from lightning_rarlhf.functional.logprobs import token_logprobs
 from lightning_rarlhf.functional.sequences import previous_column
 from lightning_rarlhf.policy import LanguageModel
@@ -31,7 +30,7 @@ class GeDi(StepwiseMethod):
         class_lm: str,
         wanted_code: str,
         unwanted_code: str,
-        omega: NonNegativeFloat = 30.0,
+        omega: Weight = 30.0,
         rho: Fraction = 0.2,
         tau: ClosedUnitInterval = 0.8,
     ) -> None:
@@ -45,9 +44,12 @@ class GeDi(StepwiseMethod):
             omega: ω, weight of the posterior (paper: 30); 0 without the filter = the policy alone.
             rho: ρ, share of the weighted mass that the filter keeps, best posteriors first (paper: .2); 1 = no filter.
             tau: τ, a token whose posterior exceeds this stays in any case (paper: .8).
+
+        Raises:
+            UserError: the codes are not two texts.
         """
         super().__init__()
-        if not wanted_code or wanted_code == unwanted_code:
+        if not wanted_code or not unwanted_code or wanted_code == unwanted_code:
             raise UserError(
                 f"GeDi: wanted_code is {wanted_code!r} and unwanted_code {unwanted_code!r}; expected two texts"
             )
@@ -60,6 +62,12 @@ class GeDi(StepwiseMethod):
         super().load(host)
         self._model = load_expert(self.class_lm, "class_lm", host)
         self._codes = [text_prefix(host.tokenizer, code) for code in (self.wanted_code, self.unwanted_code)]
+        wanted, unwanted = (code.ids for code in self._codes)
+        if not wanted or not unwanted or wanted == unwanted:
+            raise ModelError(
+                f"GeDi: {self.wanted_code!r} and {self.unwanted_code!r} are the tokens {wanted} and {unwanted} of "
+                f"{host.config.pretrained}, which do not tell the classes apart; choose codes that its tokenizer knows"
+            )
 
     @property
     def forward_passes_per_token(self) -> float:
@@ -129,7 +137,7 @@ class _GeDiDecoder(JointDecoder):
         return super().advance(tokens, attention_mask)
 
     def combine(self, logits: Sequence[Tensor]) -> Tensor:
-        base, *classes = logits
-        posterior = class_logposterior(torch.stack(classes), self._tokens[:, None], dim=0)[0]
+        base, wanted, unwanted = logits
+        posterior = wanted_logposterior(wanted, unwanted, self._tokens[:, None])
         method = self._method
         return gedi(base, posterior, method.omega, method.rho, method.tau, self.ban(base))

@@ -13,20 +13,28 @@ Chat = Literal["auto", "always", "never"]
 
 
 class Prompted(StepwiseMethod):
-    """The policy continues the prompt after reading an instruction, which is no part of the text that is scored."""
+    """The policy reads an instruction before the prompt and continues the prompt.
+
+    Prompt + response is scored, the instruction is no part of it. KL is that of the policy with the instruction from
+    the reference without.
+    """
 
     def __init__(self, instruction: str, separator: str = "\n", chat: Chat = "auto") -> None:
         """Remember the instruction.
 
         Args:
             instruction: what to ask for (paper: "Generate positive sentiment", "Generate non-toxic text").
-            separator: stands between instruction and prompt where no chat template is used.
-            chat: put the instruction into the tokenizer's chat template, and the prompt at the beginning of the answer:
-                auto = where the tokenizer has a template, always = refuse a tokenizer without one, or never.
+            separator: stands between instruction and prompt, unless a chat template parts them.
+            chat: whether the instruction becomes a user's message in the tokenizer's chat template, and the prompt the
+                beginning of the answer to it: auto = if the tokenizer has a template, as some of models that were never
+                tuned to one have; always = refuse a tokenizer without one; never = as plain text before the prompt.
+
+        Raises:
+            UserError: no instruction.
         """
         super().__init__()
         if not instruction.strip():
-            raise UserError("method.instruction is empty; say what to ask for, or use the method Plain")
+            raise UserError("Prompted: model.method.instruction is empty; say what to ask for, or use the method Plain")
         self.instruction, self.separator, self.chat = instruction, separator, chat
         self._prefix = Prefix([], opening=0)
 

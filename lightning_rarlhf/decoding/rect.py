@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
+from lightning_rarlhf.config import PositiveWeight
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.decoding.method import Host, StepwiseMethod
 from lightning_rarlhf.decoding.risk_head import RiskHead, load_risk_head
@@ -21,7 +21,7 @@ from lightning_rarlhf.sampling import CachedTrunk, Decoder, SamplingSeed
 class Rect(StepwiseMethod):
     """Draws ∝ min(p, (1 − risk)^power), with the risk that a head fitted by `RectModule` predicts."""
 
-    def __init__(self, head: str, power: PositiveFloat = 1.0, other_policy: bool = False) -> None:
+    def __init__(self, head: str, power: PositiveWeight = 1.0, other_policy: bool = False) -> None:
         """Remember the settings.
 
         Args:
@@ -42,7 +42,7 @@ class Rect(StepwiseMethod):
 
     @property
     def forward_passes_per_token(self) -> float:
-        """1: the head reads the states that the policy's pass has anyway, at the cost of one more output layer."""
+        """1: the head reads the states that the policy's pass has anyway, at the cost of a wider output layer."""
         return 1.0
 
     def decoder(self) -> Decoder:
@@ -87,6 +87,9 @@ class _RectDecoder:
     def __init__(self, policy: LanguageModel, risk: RiskHead, power: float) -> None:
         self._policy, self._risk, self._power = policy, risk, power
         self._trunk = CachedTrunk(policy)
+        embeddings = policy.lm.get_output_embeddings().weight
+        # where the policy's head is the product with these rows and nothing else, one pass over them serves both
+        self._embeddings = None if policy.head_is_product else embeddings.float()
 
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self._capped(self._trunk.start(input_ids, attention_mask)[:, -1])
@@ -95,6 +98,14 @@ class _RectDecoder:
         return self._capped(self._trunk.advance(tokens, attention_mask))
 
     def _capped(self, hidden: Tensor) -> Tensor:
-        risk = self._risk(hidden, self._policy.lm.get_output_embeddings().weight)
+        logits, risk = self._logits_and_risk(hidden)
         log_safety = torch.nn.functional.logsigmoid(-risk)  # log(1 − risk), exact where 1 − risk would round to 0
-        return rectify(self._policy.head(hidden), self._power * log_safety)
+        return rectify(logits, self._power * log_safety)
+
+    def _logits_and_risk(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, V] each, of the hidden states [B, H]."""
+        if self._embeddings is not None:
+            return self._policy.head(hidden), self._risk(hidden, self._embeddings)
+        both = self._policy.head(torch.cat([hidden, self._risk.direction(hidden)]))
+        logits, products = both.chunk(2)
+        return logits, self._risk.from_products(hidden, products)

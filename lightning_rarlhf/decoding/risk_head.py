@@ -18,8 +18,7 @@ _POLICY = "policy_sha256"
 class RiskHead(nn.Module):
     """logit q(s, a) = e_a · (W h_s + v) + u · h_s + b; e_a is the token's row of the policy's frozen output layer.
 
-    Tokens share W through their embeddings, so one that was never drawn gets the risk of those like it. One product
-    with the output layer is all that it adds to a step.
+    Tokens share W through their embeddings, so one that was never drawn gets the risk of those like it.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -31,8 +30,16 @@ class RiskHead(nn.Module):
 
     def forward(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
         """Of every token: [..., H], [V, H] → f32 [..., V]."""
-        hidden = hidden.float()
-        logits: Tensor = self.of_token(hidden) @ embeddings.float().T + self.of_state(hidden)
+        return self.from_products(hidden, self.direction(hidden) @ embeddings.float().T)
+
+    def direction(self, hidden: Tensor) -> Tensor:
+        """W h_s + v: [..., H] → f32 [..., H]."""
+        direction: Tensor = self.of_token(hidden.float())
+        return direction
+
+    def from_products(self, hidden: Tensor, products: Tensor) -> Tensor:
+        """Of every token, given e_a · `direction`: [..., H], [..., V] → f32 [..., V]."""
+        logits: Tensor = products.float() + self.of_state(hidden.float())
         return logits
 
     def of_tokens(self, hidden: Tensor, embeddings: Tensor) -> Tensor:

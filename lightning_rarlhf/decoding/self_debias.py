@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
-from lightning_rarlhf.config import Fraction
+from lightning_rarlhf.config import Fraction, Weight
 from lightning_rarlhf.decoding.method import Host, JointDecoder, StepwiseMethod
 from lightning_rarlhf.decoding.prefix import Prefix, PrefixedDecoder, text_prefix
 from lightning_rarlhf.errors import UserError
@@ -22,7 +21,7 @@ class SelfDebias(StepwiseMethod):
     def __init__(
         self,
         instructions: list[str],
-        decay: NonNegativeFloat = 50.0,
+        decay: Weight = 50.0,
         floor: Fraction = 0.01,
         separator: str = "\n\n",
     ) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.functional.best_share import best_share
 from lightning_rarlhf.functional.logprobs import warp
 
 
@@ -33,18 +33,18 @@ def dexperts(base: Tensor, expert: Tensor, anti_expert: Tensor, alpha: float, in
     return combined.masked_fill(~inside, -torch.inf)
 
 
-def class_logposterior(class_logprobs: Tensor, tokens: int | Tensor, dim: int = -1) -> Tensor:
-    """log p(class | text) from each class's log-likelihood of the text, normalised by length (Krause 2021, Eq. 5).
+def wanted_logposterior(wanted: Tensor, unwanted: Tensor, tokens: int | Tensor) -> Tensor:
+    """log p(wanted class | text) from each class's log p(text | class), normalised by length (Krause 2021, Eq. 5).
 
-    Classes are equally likely beforehand. The likelihood counts with the power 1 / `tokens`: longer texts would
+    The classes are equally likely beforehand. The likelihood counts with the power 1 / `tokens`: longer texts would
     otherwise be all but certain.
 
     Args:
-        class_logprobs: [..., C], log p(text | class).
-        tokens: of each text; broadcasts against `class_logprobs`.
-        dim: that of the classes; the first is about ten times as fast as the last, where there are few classes.
+        wanted: f32 [...], log p(text | the wanted class).
+        unwanted: f32 [...], log p(text | the other).
+        tokens: of each text; broadcasts against the two.
     """
-    return (class_logprobs.float() / tokens).log_softmax(dim=dim)
+    return torch.nn.functional.logsigmoid((wanted - unwanted) / tokens)
 
 
 def gedi(base: Tensor, wanted: Tensor, omega: float, rho: float, tau: float, ban: Tensor | None = None) -> Tensor:
@@ -65,18 +65,9 @@ def gedi(base: Tensor, wanted: Tensor, omega: float, rho: float, tau: float, ban
     if rho >= 1:
         return weighted
     allowed = weighted if ban is None else weighted.masked_fill(ban, -torch.inf)
-    order = _descending_order(wanted)
-    mass = allowed.softmax(dim=-1).gather(-1, order)
-    # a token is out when those before it already hold ρ; banned tokens hold nothing, so one that may be drawn stays
-    outside = torch.zeros_like(mass, dtype=torch.bool).scatter(-1, order, mass.cumsum(dim=-1) - mass >= rho)
-    return weighted.masked_fill(outside & (wanted <= math.log(max(tau, 1e-45))), -torch.inf)
-
-
-def _descending_order(values: Tensor) -> Tensor:
-    """Columns of each row by value, largest first; numpy's sort is about twice as fast as torch's on a CPU."""
-    if values.device.type == "cpu" and values.dtype == torch.float32:
-        return torch.from_numpy(np.argsort(values.numpy(), axis=-1)).flip(-1)
-    return values.argsort(dim=-1, descending=True)
+    # banned tokens hold no mass, so one that may be drawn stays
+    best = best_share(wanted, allowed.softmax(dim=-1), rho)
+    return weighted.masked_fill(~best & (wanted <= math.log(max(tau, 1e-45))), -torch.inf)
 
 
 def self_debias(base: Tensor, biased: list[Tensor], decay: float, floor: float) -> Tensor:

@@ -142,6 +142,13 @@ def test_gedi_weighs_by_the_length_normalised_posterior_of_the_whole_text(policy
             torch.testing.assert_close(samples.logprobs[row, step], expected.detach(), atol=1e-4, rtol=0)
 
 
+def test_gedi_refuses_codes_that_the_tokenizer_does_not_tell_apart(policy_folder, experts):
+    with pytest.raises(
+        ModelError, match=r"GeDi: 'lovely' and 'awful' are the tokens \[0\] and \[0\] of .*, which do not"
+    ):
+        GeDi(experts["expert"], "lovely", "awful").load(host_of(policy_folder))
+
+
 def test_self_debias_of_decay_0_is_the_policy(policy_folder):
     method = SelfDebias(["a rude film"], decay=0.0)
     same(drawn(method, host_of(policy_folder)), drawn(Plain(), host_of(policy_folder)))
@@ -270,6 +277,7 @@ def test_an_expert_of_another_vocabulary_is_named(policy_folder, tmp_path):
         (lambda: SelfDebias([]), "instructions has no text"),
         (lambda: SelfDebias(["rude", " "]), "instructions has no text or an empty one"),
         (lambda: GeDi("x", "good", "good"), "expected two texts"),
+        (lambda: GeDi("x", "good", ""), "unwanted_code ''; expected two texts"),
         (lambda: Prompted("  "), "instruction is empty"),
     ],
 )

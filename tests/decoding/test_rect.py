@@ -14,6 +14,7 @@ from lightning_rarlhf.decoding.plain import Plain
 from lightning_rarlhf.decoding.rect import Rect
 from lightning_rarlhf.decoding.risk_head import RISK_HEAD_FILE, RiskHead, load_risk_head, save_risk_head
 from lightning_rarlhf.errors import ModelError, WriteError
+from lightning_rarlhf.functional.decoding import rectify
 from lightning_rarlhf.results_file import weights_sha256
 from tests.decoding.hosts import SEED, drawn, host_of, save_expert
 from tests.test_sampling import PROMPTS, batch_of
@@ -81,10 +82,24 @@ def test_the_decoder_never_lifts_a_token_and_draws_from_the_capped_weights(polic
     base, batch = plain.decoder(), batch_of(PROMPTS)
     weights = capped.start(batch.input_ids, batch.attention_mask)
     logprobs = base.start(batch.input_ids, batch.attention_mask).log_softmax(-1)
-    assert (weights <= logprobs).all()
+    assert (weights <= logprobs + 1e-6).all()  # two products' rounding; `rectify` itself is exact, see its own test
     assert (weights < logprobs - 1e-3).any()
     first = weights.log_softmax(-1).gather(1, samples.sequences[:, 5:6])[:, 0]
     torch.testing.assert_close(samples.logprobs[:, 0], first)
+
+
+@pytest.mark.parametrize(("family", "shared"), [("gpt2", True), ("gptj", False)])  # GPT-J's output layer has a bias
+def test_one_product_for_logits_and_risks_gives_what_two_give(policy_folders, tmp_path, family, shared):
+    host = host_of(policy_folders[family])
+    assert host.policy.head_is_product == shared
+    method, batch = Rect(save_for(host, tmp_path), power=2.0), batch_of(PROMPTS)
+    method.load(host)
+    with torch.no_grad():
+        hidden = host.policy.trunk(batch.input_ids, batch.attention_mask)[:, -1]
+        risk = some_head()(hidden, host.policy.lm.get_output_embeddings().weight)
+        expected = rectify(host.policy.head(hidden), 2.0 * torch.nn.functional.logsigmoid(-risk))
+        got = method.decoder().start(batch.input_ids, batch.attention_mask)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_head_that_sees_no_risk_leaves_the_policy_alone(policy_folder, tmp_path):

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.decoding import (
     best_of_k_kl,
-    class_logposterior,
     dexperts,
     gedi,
     nucleus,
     rectify,
     self_debias,
+    wanted_logposterior,
 )
 
 INF = math.inf
@@ -44,7 +44,8 @@ def test_dexperts_by_hand():
 
 def test_the_posterior_by_hand():
     # 4 tokens: likelihoods e^-8 and e^-12 count as e^-2 and e^-3
-    got = class_logposterior(torch.tensor([-8.0, -12.0]), 4).exp()
+    wanted, unwanted = torch.tensor([-8.0, -12.0]), torch.tensor([-12.0, -8.0])
+    got = wanted_logposterior(wanted, unwanted, torch.tensor([4, 4])).exp()
     torch.testing.assert_close(got, torch.tensor([math.e / (1 + math.e), 1 / (1 + math.e)]))
 
 
