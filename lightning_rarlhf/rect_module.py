@@ -56,7 +56,7 @@ class RectModule(LanguageModule):
         self.bad_below = bad_below
 
     def setup(self, stage: str) -> None:
-        """Refuse to test, since the head alone draws nothing, and a divided policy, whose head is not divided with it.
+        """Refuse tests, since the head alone draws nothing, a divided policy, whose head is not divided, and adapters.
 
         Raises:
             UserError: with what to give instead.
@@ -68,6 +68,11 @@ class RectModule(LanguageModule):
             )
         if isinstance(self.trainer.strategy, FSDP2Strategy):
             raise UserError("RectModule's policy is not divided among processes; give --trainer.strategy ddp")
+        if self.policy_config.lora is not None:
+            raise UserError(
+                "RectModule trains no policy, and its head belongs to the policy as it is: leave model.policy.lora "
+                "out; give a policy that was trained with an adapter as the folder that its run exported"
+            )
         super().setup(stage)
 
     def build(self) -> None:

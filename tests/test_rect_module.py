@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from lightning_rarlhf.config import LoRAConfig, PolicyConfig
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.rect_module import RectModule
 from lightning_rarlhf.reward_models import CallableReward
@@ -86,4 +87,12 @@ def test_a_divided_policy_is_refused():
     module = RectModule(CallableReward("tests.test_rect_module.no_films"), bad_below=0.0)
     module.trainer = SimpleNamespace(strategy=FSDP2Strategy())
     with pytest.raises(UserError, match=r"RectModule's policy is not divided .*; give --trainer\.strategy ddp"):
+        module.setup("fit")
+
+
+def test_adapters_are_refused():
+    policy = PolicyConfig(pretrained="policy", lora=LoRAConfig(r=2))
+    module = RectModule(CallableReward("tests.test_rect_module.no_films"), bad_below=0.0, policy=policy)
+    module.trainer = SimpleNamespace(strategy=None)
+    with pytest.raises(UserError, match=r"RectModule trains no policy.*: leave model\.policy\.lora out"):
         module.setup("fit")
