@@ -106,7 +106,8 @@ class LanguageModel(nn.Module):
         """Whether `head` is the float32 product with the output layer's rows: no bias, no cap, no adapter."""
         layer = self.lm.get_output_embeddings()
         capped = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None) is not None
-        return type(layer) is nn.Linear and layer.bias is None and layer.weight.dtype == torch.float32 and not capped
+        plain = type(layer) is nn.Linear and getattr(layer, "bias", None) is None
+        return plain and layer.weight.dtype == torch.float32 and not capped
 
     def before_responses(self, sequences: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
         """Hidden states that predict the last `response_length` = T tokens: → [B, T, H].

@@ -27,9 +27,13 @@ class RectModule(LanguageModule):
     """Logistic regression of "this text ended badly" on each of its tokens: q(s, a) by Monte Carlo, under the policy.
 
     The policy is frozen; the head goes to ``<run>/risk_head.safetensors``, for the decoding method `Rect`.
+
+    Attributes:
+        outcomes: i64 [2], texts of the whole fit that ended badly, and all of them.
     """
 
     risk_head: RiskHead
+    outcomes: Tensor
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class RectModule(LanguageModule):
         """
         super().__init__(policy, reference, reward, sampling, evaluation, optimizer)
         self.bad_below = bad_below
+        self.register_buffer("outcomes", torch.zeros(2, dtype=torch.int64))
 
     def setup(self, stage: str) -> None:
         """Refuse tests, since the head alone draws nothing, a divided policy, whose head is not divided, and adapters.
@@ -92,6 +97,7 @@ class RectModule(LanguageModule):
         bad = self.ended_badly(samples)
         loss = self.loss(samples, bad)
         ended, rows = total(torch.stack([bad.sum(), torch.ones_like(bad).sum()]))
+        self.outcomes += torch.stack([ended, rows]).long()
         figures = {"rect/loss": total(loss), "rect/bad_rate": ended / rows}
         self.log_dict(figures, prog_bar=True, on_step=True, batch_size=len(batch))
         return loss * world_size()  # DDP averages over the processes, whose shares of the loss must add up
@@ -117,23 +123,45 @@ class RectModule(LanguageModule):
 
     def on_validation_epoch_start(self) -> None:
         self._loss = MeanMetric().to(self.device)
+        self._bad_rate = MeanMetric().to(self.device)
         self._auroc = BinaryAUROC().to(self.device)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """How well the head foresees the end from each token, on responses drawn as in every run."""
         samples = self.generate(batch, self.evaluation_seed)
         bad = self.ended_badly(samples)
+        self._bad_rate.update(bad)
         self._loss.update(total(self.loss(samples, bad)), int(samples.response_mask.sum()))
         logits = self.risk_logits(samples)
         self._auroc.update(logits[samples.response_mask], bad[:, None].expand_as(logits)[samples.response_mask].long())
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({"val/loss": self._loss.compute(), "val/auroc": self._auroc.compute()})
+        """Log loss and share of bad ends, and the AUC where there was an end of either kind."""
+        figures = {"val/loss": self._loss.compute(), "val/bad_rate": self._bad_rate.compute()}
+        if 0 < figures["val/bad_rate"] < 1:
+            figures["val/auroc"] = self._auroc.compute()
+        self.log_dict(figures)
 
     def on_fit_end(self) -> None:
-        """Write the head, unless the fit was interrupted or only a trial (fast_dev_run)."""
-        if self.trainer.interrupted or getattr(self.trainer, "fast_dev_run", False) or not self.trainer.is_global_zero:
+        """Write the head, unless the fit was interrupted or only a trial (fast_dev_run).
+
+        Raises:
+            UserError: all texts ended alike, so there was nothing to learn.
+        """
+        if self.trainer.interrupted or getattr(self.trainer, "fast_dev_run", False):
+            return
+        self._require_both_ends()
+        if not self.trainer.is_global_zero:
             return
         path = Path(self.trainer.default_root_dir) / RISK_HEAD_FILE
         save_risk_head(self.risk_head, path, policy_sha256=weights_sha256(self.actor.lm))
         rank_zero_info(f"wrote {path}")
+
+    def _require_both_ends(self) -> None:
+        bad, texts = self.outcomes.tolist()
+        if bad in (0, texts):
+            raise UserError(
+                f"RectModule: {bad} of {texts} texts scored below model.bad_below={self.bad_below:g}, so a head could "
+                "not learn what foretells it and none was written; choose a value that some texts score below, and "
+                "others do not"
+            )

@@ -76,6 +76,21 @@ def test_validation_says_how_well_the_head_foresees(world, tmp_path, capsys):
     assert "0.693" in shown  # log 2: a new head says 1/2 of every token
 
 
+@pytest.mark.parametrize(("bad_below", "count"), [("-2", "0"), ("2", "64")])
+def test_texts_that_all_end_alike_teach_nothing_and_leave_no_head(world, tmp_path, capsys, bad_below, count):
+    more = ["--model.bad_below", bad_below, "--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
+    more += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as end:
+        train.main(["fit", *arguments(world, tmp_path), *more])
+    assert end.value.code == 2
+    assert f"{count} of 64 texts scored below model.bad_below={bad_below}, so a head" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("risk_head*"))
+    (path,) = tmp_path.rglob("metrics.csv")
+    header = path.read_text().splitlines()[0]
+    assert "val/bad_rate" in header
+    assert "val/auroc" not in header  # of one class there is none
+
+
 def test_the_head_alone_cannot_be_tested(world, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         train.main(["test", *arguments(world, tmp_path)])

@@ -37,10 +37,12 @@ class Prompted(StepwiseMethod):
             raise UserError("Prompted: model.method.instruction is empty; say what to ask for, or use the method Plain")
         self.instruction, self.separator, self.chat = instruction, separator, chat
         self._prefix = Prefix([], opening=0)
+        self._templated = False
 
     def load(self, host: Host) -> None:
         super().load(host)
-        if self.chat == "always" or (self.chat == "auto" and host.tokenizer.chat_template is not None):
+        self._templated = self.chat == "always" or (self.chat == "auto" and host.tokenizer.chat_template is not None)
+        if self._templated:
             self._prefix = chat_prefix(host.tokenizer, host.config.pretrained, self.instruction)
         else:
             self._prefix = text_prefix(host.tokenizer, self.instruction + self.separator)
@@ -57,4 +59,6 @@ class Prompted(StepwiseMethod):
         return PrefixedDecoder(CachedDecoder(self.host.policy), self._prefix)
 
     def settings(self) -> dict[str, Any]:
-        return {"instruction": self.instruction, "separator": self.separator, "chat": self.chat}
+        """The settings, and what `chat` came to."""
+        given = {name: getattr(self, name) for name in ("instruction", "separator", "chat")}
+        return {**given, "chat_template_used": self._templated}

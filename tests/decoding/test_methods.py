@@ -213,6 +213,7 @@ def test_a_chat_template_holds_the_instruction_and_the_prompt_opens_the_answer(p
     never = Prompted("a kind film", chat="never")
     never.load(host)
     assert never.prefix_tokens < method.prefix_tokens
+    assert [each.settings()["chat_template_used"] for each in (method, never)] == [True, False]
 
 
 @pytest.mark.parametrize(
