@@ -193,6 +193,6 @@ def _draw(bins: Mapping[str, Reliability], path: Path) -> None:
     for axes in list(panels):
         axes.set_axis_off()  # of a last row that is not full
     figure.supxlabel("predicted probability", fontsize=10)
-    figure.supylabel("observed frequency; bars: 95 % Clopper-Pearson", fontsize=10)
+    figure.supylabel("observed frequency\nbars: 95 % Clopper-Pearson", fontsize=10)  # two lines: there may be one panel
     with in_one_move(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
