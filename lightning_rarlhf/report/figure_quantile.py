@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rarlhf.figures import INK
-from lightning_rarlhf.report.figure_style import legend_below, looks, new_figure, save, tidy
+from lightning_rarlhf.report.figure_style import legend_below, looks, new_figure, save, tidy, with_band
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.quantile_curve import SHARES, QuantileCurve, quantile_curve, worst_prompt_means
 
@@ -24,7 +24,8 @@ Array: TypeAlias = NDArray[np.float64]
 def draw_quantile_curves(methods: Sequence[Method], stem: Path, *, resamples: int = 1000, seed: int = 0) -> list[Path]:
     """Write the curve of every method and, from two methods on, its difference to the first.
 
-    Lines are means over training seeds with a bootstrap band over prompts; thin lines are single seeds.
+    Lines are means over training seeds with a bootstrap band over prompts; thin lines are single seeds. Of more than
+    six methods only the first has its band, and no difference has one.
 
     Args:
         methods: comparable ones.
@@ -44,12 +45,14 @@ def draw_quantile_curves(methods: Sequence[Method], stem: Path, *, resamples: in
     curves = {label: curve(reward) for label, reward in means.items()}
     gains = {label: curve(reward - means[first]) for label, reward in means.items() if label != first}
 
+    whose = "bands" if len(with_band(list(curves))) == len(curves) else f"band of {first}"
+
     def draw() -> Figure:
         figure = new_figure(
             10 if gains else 6.5,
             4.9,
             "Reward on the prompts that score lowest",
-            f"{len(prompt_score):,} prompts; bands: {100 * confidence:g} % bootstrap over prompts at each q",
+            f"{len(prompt_score):,} prompts; {whose}: {100 * confidence:g} % bootstrap over prompts at each q",
         )
         left = figure.add_subplot(1, 2 if gains else 1, 1)
         _draw(left, curves)
@@ -82,7 +85,8 @@ def _draw(axes: Axes, curves: Mapping[str, QuantileCurve], among: Sequence[str] 
     for label, look in looks(list(among or curves)).items():
         if label in curves:
             curve = curves[label]
-            axes.fill_between(SHARES, curve.low, curve.high, color=look.colour, alpha=0.18, linewidth=0)
+            if label in with_band(list(among or curves)):
+                axes.fill_between(SHARES, curve.low, curve.high, color=look.colour, alpha=0.18, linewidth=0)
             axes.plot(SHARES, curve.estimate, color=look.colour, linestyle=look.dash, linewidth=2, label=label)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_rarlhf.functional.bounds import QuantileBand, quantile_band
-from lightning_rarlhf.report.figure_style import legend_below, looks, new_figure, save, tidy
+from lightning_rarlhf.report.figure_style import legend_below, looks, new_figure, save, tidy, with_band
 from lightning_rarlhf.report.methods import Method
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def draw_score_quantiles(methods: Sequence[Method], stem: Path) -> list[Path]:
 
     Bands are Dvoretzky, Kiefer and Wolfowitz's over prompts, seeds and responses pooled: exact for every number of
     prompts and every distribution. Where so many prompts bound a quantile on one side only, that side is a thin line.
+    Of more than six methods only the first has its band.
 
     Args:
         methods: comparable ones.
@@ -35,13 +36,16 @@ def draw_score_quantiles(methods: Sequence[Method], stem: Path) -> list[Path]:
     first = methods[0].runs[0]
     bands = {method.label: score_quantiles(method) for method in methods}
 
+    every = len(with_band(list(bands))) == len(bands)
+    whose, curve = ("bands", "a method's whole curve") if every else (f"band of {methods[0].label}", "its whole curve")
+
     def draw() -> Figure:
         figure = new_figure(
             10,
             4.9,
             "Rewards from the worst response up",
-            f"{len(first):,} prompts; bands: {100 * first.confidence:g} % Dvoretzky-Kiefer-Wolfowitz over prompts, "
-            "for a method's whole curve at once; thin lines: bounded on that side only",
+            f"{len(first):,} prompts; {whose}: {100 * first.confidence:g} % Dvoretzky-Kiefer-Wolfowitz over prompts, "
+            f"for {curve} at once; thin lines: bounded on that side only",
         )
         for number, upto in enumerate((100, _WORST)):
             axes = figure.add_subplot(1, 2, number + 1)
@@ -68,9 +72,10 @@ def _draw(axes: Axes, bands: Mapping[str, QuantileBand], upto: int) -> None:
     share = 100 * LEVELS[shown]
     for label, look in looks(list(bands)).items():
         estimate, low, high = (part[shown] for part in bands[label])
-        both = np.isfinite(low) & np.isfinite(high)
-        axes.fill_between(share, low, high, where=both, step="pre", color=look.colour, alpha=0.15, linewidth=0)
-        for end in (low, high):
-            axes.step(share, np.where(both, np.nan, end), color=look.colour, linewidth=0.7, alpha=0.8)
+        if label in with_band(list(bands)):
+            both = np.isfinite(low) & np.isfinite(high)
+            axes.fill_between(share, low, high, where=both, step="pre", color=look.colour, alpha=0.15, linewidth=0)
+            for end in (low, high):
+                axes.step(share, np.where(both, np.nan, end), color=look.colour, linewidth=0.7, alpha=0.8)
         axes.step(share, estimate, color=look.colour, linestyle=look.dash, linewidth=1.8, label=label)
     axes.set_xlim(0, upto)

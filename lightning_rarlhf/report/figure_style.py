@@ -19,6 +19,7 @@ _COLOURS = (*PALETTE, "#E69F00", "#56B4E9", "#000000")
 """told apart by colour-blind eyes (Okabe and Ito, 2008)"""
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1.2)))
+_MOST_BANDS = 6
 _ROW, _HANDLE, _LETTER = 0.21, 0.85, 0.085
 """inches in a legend: of a row, of a label's handle and gaps, of a letter"""
 _STYLE: Any = STYLE | {
@@ -51,6 +52,11 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
         )
         for number, label in enumerate(labels)
     }
+
+
+def with_band(labels: Sequence[str]) -> Sequence[str]:
+    """Those whose band is drawn: all, or of more than six the first alone, since so many bands hide one another."""
+    return labels if len(labels) <= _MOST_BANDS else labels[:1]
 
 
 def save(draw: Callable[[], Figure], stem: Path) -> list[Path]:

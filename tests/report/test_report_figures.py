@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_rarlhf.report import figure_distribution
+from lightning_rarlhf.report import figure_distribution, figure_quantile, figure_score_quantile
 from lightning_rarlhf.report.figure_distribution import draw_distribution_shift
 from lightning_rarlhf.report.figure_frontier import draw_frontier, has_kl
 from lightning_rarlhf.report.figure_matched import draw_matched_kl
@@ -17,6 +17,7 @@ from lightning_rarlhf.report.figure_style import legend_below, looks, new_figure
 from lightning_rarlhf.report.figure_training import draw_training_curves
 from lightning_rarlhf.report.matched_kl import match_kl
 from lightning_rarlhf.report.methods import Method
+from lightning_rarlhf.report.quantile_curve import quantile_curve
 from lightning_rarlhf.report.training_curves import TrainingCurve
 from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import PROMPTS, scores_of, write_run
@@ -130,6 +131,23 @@ def test_quantiles_of_rewards_are_of_all_seeds_with_a_band_for_their_number(meth
         reach = np.sqrt(np.log(2 * count / 0.05) / (2 * PROMPTS))
         assert np.isinf(found.low).tolist() == (reach >= LEVELS).tolist()
         assert np.isinf(found.high).tolist() == (1 - reach < LEVELS).tolist()
+
+
+@pytest.mark.parametrize(("count", "bands"), [(6, 6), (7, 1)])
+def test_of_many_methods_only_the_first_has_a_band(methods: list[Method], count: int, bands: int) -> None:
+    found = {str(number): score_quantiles(methods[0]) for number in range(count)}
+    axes = Figure().add_subplot()
+    figure_score_quantile._draw(axes, found, 100)
+    assert len(axes.collections) == bands
+    assert len([line for line in axes.lines if not line.get_label().startswith("_")]) == count
+
+    scores, reward = np.arange(50.0), np.arange(50.0) % 7
+    curves = {
+        str(number): quantile_curve(scores, reward, confidence=0.95, resamples=100, seed=0) for number in range(2)
+    }
+    axes = Figure().add_subplot()
+    figure_quantile._draw(axes, curves, among=[str(number) for number in range(count)])
+    assert len(axes.collections) == min(bands, 2)
 
 
 def test_looks_do_not_depend_on_what_else_is_drawn() -> None:
