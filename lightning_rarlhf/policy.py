@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rarlhf.config import SamplingConfig
+from lightning_rarlhf.cpu_attention import attend_in_float32_on_cpu
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.functional.logprobs import chunk_of, token_logprobs, token_logprobs_and_entropy
@@ -42,6 +43,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.lm = lm.eval()
         fuse_gelu(self.lm)
+        attend_in_float32_on_cpu(self.lm)
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
         self._cuts_last_mlp = _can_cut_last_mlp(self)

@@ -62,7 +62,16 @@ PLACES = (
     Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py")),
     Place("lightning_rarlhf/fused_gelu.py", 1),
     Place("lightning_rarlhf/last_block.py", 1),
-    Place("lightning_rarlhf/policy.py", 1, ("lightning_rarlhf/fused_gelu.py", "lightning_rarlhf/last_block.py")),
+    Place("lightning_rarlhf/cpu_attention.py", 1),
+    Place(
+        "lightning_rarlhf/policy.py",
+        1,
+        (
+            "lightning_rarlhf/cpu_attention.py",
+            "lightning_rarlhf/fused_gelu.py",
+            "lightning_rarlhf/last_block.py",
+        ),
+    ),
     Place("lightning_rarlhf/lora.py", 1, ("lightning_rarlhf/policy.py",)),
     Place(
         "lightning_rarlhf/policy_loading.py",
