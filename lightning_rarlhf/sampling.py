@@ -6,7 +6,8 @@ depends neither on its neighbours in the batch, nor on the batch size, nor on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -126,6 +127,23 @@ class CachedDecoder:
         return self._model.head(hidden)
 
 
+@contextmanager
+def casting_once(device: torch.device) -> Iterator[None]:
+    """Under autocast, keep the weights' bfloat16 copies from step to step; Lightning has them made at every use.
+
+    They are dropped at the end, before anything can have moved the weights.
+    """
+    kind = device.type
+    if not torch.is_autocast_enabled(kind):
+        yield
+        return
+    with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=True):
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()
+
+
 @torch.no_grad()
 def sample(
     decoder: Decoder,
@@ -159,25 +177,26 @@ def sample(
     mask = batch.attention_mask
     alive = torch.ones(len(batch), dtype=torch.bool, device=mask.device)
     broken = torch.zeros_like(alive)
-    logits = decoder.start(batch.input_ids, mask)
     drawn: list[Tensor] = []
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
-    for step in range(sampling.max_new_tokens):
-        following = NextToken(_warped(logits, step, sampling, eos_token_ids))
-        token = following.draw(uniforms[:, step])
-        broken = broken | (alive & (token < 0))
-        token = token.clamp(min=0)
-        if keep_logprobs:
-            logprob, entropy = following.statistics(token)
-            logprobs.append(logprob.where(alive, 0.0))
-            entropies.append(entropy.where(alive, 0.0))
-        drawn.append(token.where(alive, torch.full_like(token, _pad_id(tokenizer))))
-        mask = torch.cat([mask, alive[:, None]], dim=1)
-        alive = alive & ~torch.isin(token, eos_token_ids)
-        if step + 1 == sampling.max_new_tokens or not alive.any():
-            break
-        logits = decoder.advance(drawn[-1], mask)
+    with casting_once(mask.device):
+        logits = decoder.start(batch.input_ids, mask)
+        for step in range(sampling.max_new_tokens):
+            following = NextToken(_warped(logits, step, sampling, eos_token_ids))
+            token = following.draw(uniforms[:, step])
+            broken = broken | (alive & (token < 0))
+            token = token.clamp(min=0)
+            if keep_logprobs:
+                logprob, entropy = following.statistics(token)
+                logprobs.append(logprob.where(alive, 0.0))
+                entropies.append(entropy.where(alive, 0.0))
+            drawn.append(token.where(alive, torch.full_like(token, _pad_id(tokenizer))))
+            mask = torch.cat([mask, alive[:, None]], dim=1)
+            alive = alive & ~torch.isin(token, eos_token_ids)
+            if step + 1 == sampling.max_new_tokens or not alive.any():
+                break
+            logits = decoder.advance(drawn[-1], mask)
     _require_drawn(broken, batch)  # once, not at every step: looking waits for the device
     tokens = torch.stack(drawn, dim=1)
     counts = mask[:, -tokens.shape[1] :]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch
@@ -252,3 +253,35 @@ def test_hidden_states_are_trusted_in_float32_only(policy_folder):
     actor.lm.bfloat16()
     assert not actor.samples_exactly
     assert CachedDecoder(actor).hidden() is None
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often one weight is cast."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight, self.count = weight, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() == self.weight.data_ptr():
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_under_autocast_weights_are_cast_once_a_batch_and_no_copy_outlives_it(policy_folder):
+    tokenizer = load_tokenizer(str(policy_folder))
+    actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), tokenizer)
+    weight = actor.lm.transformer.h[0].mlp.c_fc.weight
+
+    def drawn(steps):
+        sampling = SamplingConfig(max_new_tokens=steps, min_new_tokens=steps)
+        return sample(CachedDecoder(actor), batch_of(PROMPTS), sampling, SEED, tokenizer, actor.eos_token_ids)
+
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # as Lightning has it
+        with Casts(weight) as casts:
+            before = drawn(5)
+        assert casts.count == 1
+        with torch.no_grad():
+            actor.lm.get_output_embeddings().weight.neg_()
+        after = drawn(5)
+    assert not torch.equal(before.sequences, after.sequences)  # nothing stale is left
