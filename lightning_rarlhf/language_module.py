@@ -95,14 +95,17 @@ class LanguageModule(EvaluatedModule):
         """Refuse settings of the policy that this trainer cannot work with; cheap, so that it can be asked early.
 
         Raises:
-            ModelError: the reason, and what to set instead.
+            UserError: the reason, and what to set instead.
         """
+        fits = trainer.state.fn == "fit"
         require_workable(
             self.policy_config,
-            fits=trainer.state.fn == "fit",
+            fits=fits,
             shards=isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy),
             device=trainer.strategy.root_device.type,
         )
+        if fits:
+            usable(self.make_optimizer([torch.nn.Parameter(torch.zeros(1))]), trainer)
 
     @property
     def trains_with_reward(self) -> bool:

@@ -209,5 +209,6 @@ def _read_parts(folder: Path, state: dict[str, Any], *, alone: bool = False) -> 
         if isinstance(error, UserError):
             raise UserError(str(error)) from failure
         raise UserError(
-            f"checkpoint {folder} cannot be read: {_said(process, error)}; damaged, or not this run's: give another one"
+            f"checkpoint {folder} cannot be read: {_said(process, error)}; it is damaged, or of another policy or "
+            "optimizer: give another one"
         ) from failure

@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.ppo_module import RiskAversePPOModule
+from lightning_rarlhf.reward_models import CallableReward
 from lightning_rarlhf.strategies import FSDP2Strategy, usable
 
 
@@ -23,3 +26,19 @@ def test_8_bit_optimizers_are_refused_where_weights_are_sharded():
     trainer = SimpleNamespace(strategy=FSDP2Strategy())
     with pytest.raises(UserError, match=r"PagedAdamW8bit under FSDP2: .*; name torch\.optim\.AdamW"):
         usable(PagedAdamW8bit([torch.nn.Parameter(torch.zeros(2))], lr=1), trainer)
+
+
+def test_they_are_refused_before_anything_is_loaded():
+    from bitsandbytes.optim import AdamW8bit
+
+    class OnCPU(FSDP2Strategy):
+        root_device = torch.device("cpu")
+
+    reward = CallableReward("tests.two_processes.scripted")
+    policy = PolicyConfig(pretrained="nowhere/to-be-found")
+    module = RiskAversePPOModule(reward=reward, policy=policy, optimizer=lambda weights: AdamW8bit(weights, lr=1))
+    trainer = SimpleNamespace(strategy=OnCPU(), state=SimpleNamespace(fn="fit"))
+    with pytest.raises(UserError, match="AdamW8bit under FSDP2"):
+        module.require_workable(trainer)
+    trainer.state.fn = "test"
+    module.require_workable(trainer)
