@@ -31,7 +31,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         OSError: it could not be written (disk full, no permission, ...).
     """
     folder = (path / _SHARDED_HEADER).is_file()  # which a file cannot replace in one step
-    place = path.with_name(path.name + ".file") if folder else path
+    place = path.with_name(f"{path.stem}.file{path.suffix}") if folder else path
     with in_one_move(place) as partial, disk_errors(), partial.open("wb") as file:
         torch.save(checkpoint, file)
     if folder:

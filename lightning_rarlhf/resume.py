@@ -29,7 +29,8 @@ def reapply_settings(optimizer: Optimizer, configured: Settings, schedulers: lis
     for group, wanted in zip(optimizer.param_groups, configured, strict=True):
         for name, value in wanted.items():
             key = "initial_lr" if name == "lr" and "initial_lr" in group else name
-            if group[key] == value:
+            if _listed(group[key]) == _listed(value):
+                group[key] = value
                 continue
             changed[name] = f"{name} is now {value}; the checkpoint's was {group[key]}"
             if key == "initial_lr":
@@ -39,3 +40,8 @@ def reapply_settings(optimizer: Optimizer, configured: Settings, schedulers: lis
         for scheduler in schedulers:
             scheduler.base_lrs = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     return list(changed.values())
+
+
+def _listed(value: Any) -> Any:
+    """Pairs come back from some checkpoints as lists."""
+    return list(value) if isinstance(value, tuple) else value

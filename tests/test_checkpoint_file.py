@@ -47,6 +47,26 @@ def test_no_room_leaves_the_one_before_it_and_nothing_else(path):
     assert names(path) == ["last.ckpt"]
 
 
+def test_a_file_takes_the_place_of_a_folder_of_shards_when_it_is_whole(tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.mkdir()
+    (path / "meta.pt").write_bytes(b"former")
+    with file_limit(100_000), pytest.raises(OSError, match="too large"):
+        write_checkpoint(CHECKPOINT, path)
+    assert (path / "meta.pt").read_bytes() == b"former"
+    assert names(path) == ["last.ckpt"]
+    write_checkpoint(CHECKPOINT, path)
+    assert read_checkpoint(path).keys() == CHECKPOINT.keys()
+    assert names(path) == ["last.ckpt"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "last.ckpt").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_checkpoint(CHECKPOINT, tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").is_dir()
+
+
 def test_a_folder_that_cannot_be_made_is_the_systems_own_error(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(OSError, match="checkpoints"):
