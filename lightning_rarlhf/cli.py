@@ -16,7 +16,7 @@ from callbacks.stop_on_signal import StopOnSignal
 from lightning_rarlhf.cli_errors import condense
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.going_on import LAST, changes_of_method, find_checkpoint, is_requeued, record_of, require_consent
-from lightning_rarlhf.one_move import in_one_move
+from lightning_rarlhf.one_move import in_one_move, or_say_why
 from lightning_rarlhf.plain_text import error_line
 from lightning_rarlhf.provenance import method_settings
 from lightning_rarlhf.quiet import quiet
@@ -43,7 +43,8 @@ class SaveRedactedConfig(SaveConfigCallback):
         """Write once, from the first process."""
         folder = trainer.log_dir  # asked in every process: it is agreed on by all of them
         if not self.already_saved and trainer.is_global_zero and folder is not None:
-            with in_one_move(Path(folder) / self.config_filename) as partial:
+            path = Path(folder) / self.config_filename
+            with or_say_why(path), in_one_move(path) as partial:
                 partial.write_text(redacted_yaml(self.parser.dump(self.config, skip_none=False)), encoding="utf-8")
         self.already_saved = True
 

@@ -5,6 +5,7 @@ Whatever the number of prompts, no more than one batch of texts is in memory. Do
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -21,6 +22,7 @@ from torch import Tensor
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.functional.text import distinct_ngrams, repetition_rate
 from lightning_rarlhf.metrics import DISTINCT
+from lightning_rarlhf.one_move import or_say_why
 from lightning_rarlhf.plain_text import escaped_json
 from lightning_rarlhf.sampling import finish_reasons
 
@@ -82,20 +84,31 @@ class GenerationWriter:
         self.write(rows_by_prompt(completions, prompt_scores, self._eos_token_ids))
 
     def write(self, prompts: Iterable[Sequence[Row]]) -> None:
-        """Write the rows of each prompt, as `rows_by_prompt` makes them."""
-        for rows in prompts:
-            self._file.writelines(map(_line, rows))
+        """Write the rows of each prompt, as `rows_by_prompt` makes them.
+
+        Raises:
+            WriteError: the disk is full, ...
+        """
+        with or_say_why(self.path):
+            for rows in prompts:
+                self._file.writelines(map(_line, rows))
 
     def discard(self) -> None:
         """Leave nothing of an evaluation that failed."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk does not take what is left to write
+            self._file.close()
         self.partial.unlink(missing_ok=True)
 
     def finish(self) -> Path:
-        """Complete the partial file on disk and return its path; `publish` or `os.replace` puts it in place."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Complete the partial file on disk and return its path; `publish` or `os.replace` puts it in place.
+
+        Raises:
+            WriteError: the disk is full, ...
+        """
+        with or_say_why(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         return self.partial
 
     def close(self) -> Path:

@@ -73,6 +73,14 @@ def test_every_method_fills_the_same_files(world, tmp_path, capsys):
     assert "the most that choosing can add" in results["best"]["method"]["kl"]
 
 
+def test_a_configuration_that_cannot_be_written_is_one_line(world, tmp_path, capsys):
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(SystemExit) as end:
+        run(world, tmp_path, "--trainer.logger", "false")
+    assert end.value.code == 2
+    assert re.search(r"error: .*config\.yaml: it could not be written \(Is a directory\)", capsys.readouterr().err)
+
+
 def test_predict_and_validate_draw_by_the_method(world, tmp_path):
     run(world, tmp_path, "--model.method", "BestOfK", command="predict")
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 40

@@ -20,7 +20,7 @@ import train
 from datamodules import TextFileDataModule
 from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
-from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.errors import UserError, WriteError
 from lightning_rarlhf.evaluation import print_table, report, summarise
 from lightning_rarlhf.functional.bounds import clopper_pearson
 from lightning_rarlhf.functional.statistics import Interval, mean_interval
@@ -29,6 +29,7 @@ from lightning_rarlhf.generations import Completions, GenerationWriter, read_col
 from lightning_rarlhf.results_file import GENERATIONS, RESULTS, file_sha256, publish, results_of, weights_sha256
 from lightning_rarlhf.reward_models import CallableReward
 from tests.datamodules.data_files import write_jsonl
+from tests.file_limit import file_limit
 from tests.test_perplexity import published
 from tests.tiny_models import causal_lm, save_classifier, save_policy
 
@@ -127,6 +128,30 @@ def test_the_file_is_partial_until_it_is_finished(tmp_path):
     assert writer.finish() == path.with_name("g.jsonl.partial")
     assert not path.exists()
     assert len(list(read_rows(writer.partial))) == 1
+
+
+@pytest.mark.parametrize("texts", [1, 3000])  # it is found out at the end, or on the way
+def test_a_full_disk_is_said_in_a_line_and_leaves_nothing_unfinished(tmp_path, texts):
+    writer = GenerationWriter(tmp_path / "g.jsonl", torch.tensor([1]))
+    with file_limit(100):
+        with pytest.raises(
+            WriteError, match=r"g\.jsonl: it could not be written \(File too large\); nothing was replaced"
+        ):
+            writer.add([completions_of(["a"] * texts)], torch.zeros(texts)) or writer.finish()
+        writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_that_do_not_fit_on_the_disk_leave_the_former_ones(tmp_path):
+    for name in (RESULTS, GENERATIONS, f"{GENERATIONS}.partial"):
+        (tmp_path / name).write_text("former")
+    with file_limit(100), pytest.raises(WriteError, match=r"results\.json: it could not be written \(File too large\)"):
+        publish(tmp_path / f"{GENERATIONS}.partial", {"key": "value" * 100})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        RESULTS: "former",
+        GENERATIONS: "former",
+        f"{GENERATIONS}.partial": "former",
+    }
 
 
 def test_columns_of_prompts_and_completions(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +19,7 @@ from lightning_rarlhf.reward_models import ClassifierReward
 from lightning_rarlhf.reward_module import RewardModule
 from lightning_rarlhf.strategies import FSDP2Strategy
 from tests.datamodules.data_files import jigsaw_rows, write_csv, write_jsonl, write_parquet
+from tests.file_limit import file_limit
 from tests.test_configs import QUIET, ROOT
 from tests.tiny_models import causal_lm, save_classifier, save_policy, save_tokenizer
 
@@ -327,9 +327,7 @@ def test_a_full_disk_at_the_end_is_said_in_a_line_and_leaves_the_former_folder(b
     folder.mkdir()
     (folder / "former.txt").write_text("a former export")
     (tmp_path / "reliability.png").write_bytes(b"a former picture")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
+    with file_limit(size):
         with pytest.raises(
             WriteError, match=r"huggingface: it could not be written \(.*File too large.*\); nothing was"
         ):
@@ -337,8 +335,6 @@ def test_a_full_disk_at_the_end_is_said_in_a_line_and_leaves_the_former_folder(b
         curves = {"toxic": (np.array([-1.0, 1.0]), np.array([0.0, 1.0]))}
         with pytest.raises(WriteError, match=r"reward_results\.json: it could not be written \(File too large\)"):
             write_reward_report(tmp_path, {}, curves, {"module": "RewardModule" * 20})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["former.txt", "huggingface", "reliability.png"]
     assert (tmp_path / "reliability.png").read_bytes() == b"a former picture"
 
