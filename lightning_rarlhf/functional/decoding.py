@@ -44,7 +44,7 @@ def wanted_logposterior(wanted: Tensor, unwanted: Tensor, tokens: int | Tensor) 
         unwanted: f32 [...], log p(text | the other).
         tokens: of each text; broadcasts against the two.
     """
-    return torch.nn.functional.logsigmoid((wanted - unwanted) / tokens)
+    return torch.nn.functional.logsigmoid(wanted / tokens - unwanted / tokens)
 
 
 def gedi(base: Tensor, wanted: Tensor, omega: float, rho: float, tau: float, ban: Tensor | None = None) -> Tensor:
