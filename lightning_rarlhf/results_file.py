@@ -22,7 +22,7 @@ from torch import nn
 from lightning_rarlhf import __version__
 from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.functional.statistics import Interval
-from lightning_rarlhf.one_move import in_one_move, or_say_why
+from lightning_rarlhf.one_move import or_say_why
 from lightning_rarlhf.plain_text import escaped_json
 from lightning_rarlhf.redaction import redacted, redacted_text
 from lightning_rarlhf.results_schema import SCHEMA_VERSION
@@ -63,8 +63,14 @@ def publish(finished: Path, results: Mapping[str, Any]) -> None:
     target = finished.with_name(RESULTS)
     written = target.with_name(target.name + ".partial")
     text = json.dumps(redacted(results), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    with or_say_why(target), in_one_move(written) as partial:
-        partial.write_text(escaped_json(redacted_text(text)) + "\n", encoding="utf-8")
+    try:
+        with or_say_why(target), written.open("w", encoding="utf-8") as file:
+            file.write(escaped_json(redacted_text(text)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
     target.unlink(missing_ok=True)
     os.replace(finished, finished.with_name(GENERATIONS))
     os.replace(written, target)
