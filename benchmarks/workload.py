@@ -37,10 +37,12 @@ class Workload:
     def forward_flops(self, rows: int, *, head_tokens: int) -> float:
         """Of `rows` whole sequences with the head on `head_tokens` positions a row: 2 a weight and token, + attention.
 
-        Attention is counted in full, 4·S·H a token and layer, as kernels without a causal shortcut do it.
+        Attention is counted in full, 4·S·H a token and layer, as kernels without a causal shortcut do it. The last
+        layer's MLP, 16·H² a token, is counted where it is needed: on those positions and the one after them.
         """
         width = self.prompt + self.response
         trunk = width * self.layers * (24 * self.hidden**2 + 4 * width * self.hidden)
+        trunk -= (width - head_tokens - 1) * 16 * self.hidden**2
         return float(rows * (trunk + 2 * head_tokens * self.hidden * self.vocabulary))
 
     @property
