@@ -85,10 +85,12 @@ class CachedTrunk:
         return self._forward(tokens[:, None], attention_mask, attention_mask.sum(dim=1, keepdim=True) - 1)[:, -1]
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        # without padding only rows that have ended are masked, whose states nobody reads; transformers makes no mask of
+        # ones for the layers to add
+        mask = attention_mask if self._padded else torch.ones_like(attention_mask)
         output = self._model.lm.base_model(
             input_ids=input_ids,
-            # without padding only rows that have ended are masked, whose states nobody reads; a mask costs every layer
-            attention_mask=attention_mask.long() if self._padded else None,
+            attention_mask=mask.long(),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
