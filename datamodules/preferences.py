@@ -9,6 +9,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.human_labels import HumanLabelsDataModule, Rows, batches
+from lightning_rarlhf.classifier import PREFERENCE
 from lightning_rarlhf.data_types import PreferenceBatch
 from lightning_rarlhf.errors import DataError
 
@@ -44,7 +45,7 @@ class PreferenceDataModule(HumanLabelsDataModule):
 
     @property
     def label_names(self) -> list[str]:
-        return ["preference"]
+        return [PREFERENCE]
 
     @property
     def columns(self) -> list[str]:

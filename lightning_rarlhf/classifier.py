@@ -17,6 +17,8 @@ from lightning_rarlhf.own_code import load_pretrained
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+PREFERENCE = "preference"
+"""the one label of a network that was fitted to preference pairs; its logit is higher for the preferred text"""
 _PROBES = ("", "a", "The film was long and warm, but its end came too soon.")
 
 
@@ -64,7 +66,7 @@ def load_classifier(
     what = "a network for a sequence classifier"
     own = _names(load_pretrained(AutoConfig, name, what, revision=revision).id2label)
     # one output has no order: a score of preferences may be called anything
-    same = sorted(own) == sorted(labels) or (trained and len(own) == 1 and list(labels) == ["preference"])
+    same = sorted(own) == sorted(labels) or (trained and len(own) == 1 and list(labels) == [PREFERENCE])
     names = dict(enumerate(own if same else labels))
     model, loading = load_pretrained(
         AutoModelForSequenceClassification,

@@ -101,6 +101,9 @@ class ConditionedDecoder:
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         return self._decoder.advance(tokens, _longer(attention_mask))
 
+    def keep(self, rows: Tensor) -> None:
+        self._decoder.keep(rows)
+
 
 def prepend(input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Put a token directly before the first counted one of each row, whichever side the padding is on.

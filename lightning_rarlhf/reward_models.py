@@ -17,7 +17,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from lightning_rarlhf.classifier import read_ends, text_limit
+from lightning_rarlhf.classifier import PREFERENCE, read_ends, text_limit
 from lightning_rarlhf.config import DType, Judge
 from lightning_rarlhf.errors import ModelError, RewardError, ScoreError, first_few
 from lightning_rarlhf.fused_gelu import fuse_gelu
@@ -97,7 +97,7 @@ class ClassifierReward(RewardModel):
         """Load classifier and tokenizer.
 
         Raises:
-            ModelError: nothing there, no classifier, or no such label (the labels are listed).
+            ModelError: nothing there, no classifier, no such label (they are listed), or a preference upside down.
             RewardError: this machine has no such device.
         """
         place = self.device or device
@@ -117,7 +117,13 @@ class ClassifierReward(RewardModel):
             skipped = ["classifier", "score"]
             options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
             options["device_map"] = {"": place}
-        return _load_classifier(self.pretrained, self.label, options)
+        model, tokenizer, column, limit = _load_classifier(self.pretrained, self.label, options)
+        if self.sign < 0 and _labels(model)[column] == PREFERENCE:
+            raise ModelError(
+                f"{self.pretrained}: it scores what people preferred higher, and sign -1 would train away from that; "
+                "set model.reward.sign 1"
+            )
+        return model, tokenizer, column, limit
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
@@ -272,13 +278,18 @@ def _load_classifier(
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ModelError(f"{name}: has no trained classification head (missing: {missing}); give a sequence classifier")
-    column = _column(name, {int(k): str(v) for k, v in model.config.id2label.items()}, label)
+    column = _column(name, _labels(model), label)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's kind reads the last token that is no pad token
     limit = text_limit(model, tokenizer)
     fuse_gelu(model)
     return model.eval().requires_grad_(False), tokenizer, column, limit
+
+
+def _labels(model: PreTrainedModel) -> dict[int, str]:
+    """Names of the outputs, by column."""
+    return {int(column): str(label) for column, label in (model.config.id2label or {}).items()}
 
 
 def _column(name: str, labels: dict[int, str], label: str | None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ from lightning_rarlhf.kv_cache import roomy_cache
 from lightning_rarlhf.policy import LanguageModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +62,17 @@ class Decoder(Protocol):
         """Read one more token a row, [B]; the mask [B, P + t] now covers it. Return the next logits [B, V]."""
         ...
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these of the rows alone, i64 [b], in this order."""
+        ...
+
 
 class CachedTrunk:
     """A language model's trunk with its key-value cache: reads prompts, then a token a row at a time."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
-        self._cache: object | None = None
+        self._cache: DynamicCache | None = None
         self._padded = True
 
     def start(self, input_ids: Tensor, attention_mask: Tensor, *, read: int | None = None) -> Tensor:
@@ -83,6 +88,11 @@ class CachedTrunk:
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """Read one more token a row, [B]; the mask [B, P + t] now covers it. Return its hidden state, [B, H]."""
         return self._forward(tokens[:, None], attention_mask, attention_mask.sum(dim=1, keepdim=True) - 1)[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these of the rows alone, i64 [b]."""
+        assert self._cache is not None
+        self._cache.batch_select_indices(rows)
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         # without padding only rows that have ended are masked, whose states nobody reads; transformers makes no mask of
@@ -112,6 +122,7 @@ class CachedDecoder:
         self._model = model
         self._trunk = CachedTrunk(model)
         self._hidden: list[Tensor] | None = [] if keep_hidden else None
+        self._rows: Tensor | None = None
 
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self._logits(self._trunk.start(input_ids, attention_mask, read=1)[:, -1])
@@ -119,13 +130,21 @@ class CachedDecoder:
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         return self._logits(self._trunk.advance(tokens, attention_mask))
 
+    def keep(self, rows: Tensor) -> None:
+        self._trunk.keep(rows)
+        self._rows = rows if self._rows is None else self._rows[rows]
+
     def hidden(self) -> Tensor | None:
-        """[B, T, H], the hidden states that predicted the T tokens drawn so far; None if they are not kept."""
+        """[B, T, H], the hidden states that predicted the T tokens drawn so far; None if they are not kept.
+
+        0 for rows that were no longer read.
+        """
         return None if self._hidden is None else torch.stack(self._hidden, dim=1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self._hidden is not None:
-            self._hidden.append(hidden)
+            first = self._hidden[0] if self._hidden else hidden
+            self._hidden.append(_spread(hidden, self._rows, len(first), 0.0))
         return self._model.head(hidden)
 
 
@@ -159,8 +178,9 @@ def sample(
 ) -> Samples:
     """Draw one response a prompt.
 
-    Stops when every row has ended, so T ≤ `max_new_tokens`. Columns after a row's first end-of-text token hold the pad
-    token and are False in the response mask.
+    Stops when every row has ended, so T ≤ `max_new_tokens`; rows that have ended are left out whenever they are half of
+    those that are read. Columns after a row's first end-of-text token hold the pad token and are False in the response
+    mask.
 
     Args:
         decoder: says each next token's logits.
@@ -176,32 +196,43 @@ def sample(
         NumericalError: the decoder's logits are no distribution, for the prompts that are named.
     """
     uniforms = seed.uniforms(batch.index, sampling.max_new_tokens)
+    pad = _pad_id(tokenizer)
     mask = batch.attention_mask
-    alive = torch.ones(len(batch), dtype=torch.bool, device=mask.device)
+    rows = torch.arange(len(batch), device=mask.device)  # of the batch that are still read
+    alive = torch.ones_like(rows, dtype=torch.bool)
     broken = torch.zeros_like(alive)
+    spread = partial(_spread, width=len(batch))
     drawn: list[Tensor] = []
+    counted: list[Tensor] = []
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     with casting_once(mask.device):
         logits = decoder.start(batch.input_ids, mask)
         for step in range(sampling.max_new_tokens):
             following = NextToken(_warped(logits, step, sampling, eos_token_ids))
-            token = following.draw(uniforms[:, step])
-            broken = broken | (alive & (token < 0))
+            token = following.draw(uniforms[rows, step])
+            broken = broken | spread(alive & (token < 0), rows, empty=False)
             token = token.clamp(min=0)
             if keep_logprobs:
                 logprob, entropy = following.statistics(token)
-                logprobs.append(logprob.where(alive, 0.0))
-                entropies.append(entropy.where(alive, 0.0))
-            drawn.append(token.where(alive, torch.full_like(token, _pad_id(tokenizer))))
+                logprobs.append(spread(logprob.where(alive, 0.0), rows, empty=0.0))
+                entropies.append(spread(entropy.where(alive, 0.0), rows, empty=0.0))
+            token = token.where(alive, pad)
+            drawn.append(spread(token, rows, empty=pad))
+            counted.append(spread(alive, rows, empty=False))
             mask = torch.cat([mask, alive[:, None]], dim=1)
             alive = alive & ~torch.isin(token, eos_token_ids)
-            if step + 1 == sampling.max_new_tokens or not alive.any():
+            left = int(alive.sum())  # a step's one wait for the device
+            if step + 1 == sampling.max_new_tokens or not left:
                 break
-            logits = decoder.advance(drawn[-1], mask)
+            if 2 * left <= len(rows):
+                kept = alive.nonzero().squeeze(1)
+                decoder.keep(kept)
+                rows, mask, token, alive = rows[kept], mask[kept], token[kept], alive[kept]
+            logits = decoder.advance(token, mask)
     _require_drawn(broken, batch)  # once, not at every step: looking waits for the device
     tokens = torch.stack(drawn, dim=1)
-    counts = mask[:, -tokens.shape[1] :]
+    counts = torch.stack(counted, dim=1)
     return Samples(
         batch=batch,
         sequences=torch.cat([batch.input_ids, tokens], dim=1),
@@ -210,6 +241,13 @@ def sample(
         logprobs=torch.stack(logprobs, dim=1) if keep_logprobs else None,
         entropy=torch.stack(entropies, dim=1) if keep_logprobs else None,
     )
+
+
+def _spread(values: Tensor, rows: Tensor | None, width: int, empty: float) -> Tensor:
+    """[b, ...] of some rows → [width, ...], `empty` elsewhere; rows i64 [b], None = all."""
+    if rows is None or len(rows) == width:
+        return values
+    return values.new_full((width, *values.shape[1:]), empty).index_copy_(0, rows, values)
 
 
 def _warped(logits: Tensor, step: int, sampling: SamplingConfig, eos_token_ids: Tensor) -> Tensor:

@@ -33,6 +33,18 @@ def test_a_step_moves_nothing_until_the_room_is_used_up():
     assert cache.get_seq_length(1) == 65
 
 
+def test_rows_that_are_kept_go_on_as_in_transformers_own():
+    ours, theirs = roomy_cache(CONFIG), DynamicCache(config=CONFIG)
+    generator = torch.Generator().manual_seed(1)
+    rows, step = torch.tensor([2, 0]), torch.randn(2, 2, 2, 1, 4, generator=generator)
+    for cache in (ours, theirs):
+        cache.batch_select_indices(rows)  # empty, as before the prompts are read
+        fed(cache, [5, 1])
+        cache.batch_select_indices(rows)
+    for mine, its in zip(ours.update(*step, 1), theirs.update(*step, 1), strict=True):
+        assert mine.equal(its)
+
+
 def test_layers_of_a_sliding_window_stay_transformers_own():
     config = MistralConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2, sliding_window=4)
     assert type(roomy_cache(config).layers[0]) is type(DynamicCache(config=config).layers[0])

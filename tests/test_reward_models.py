@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -58,6 +61,18 @@ def test_sign_turns_the_score_round(classifier_folder):
     plus = loaded(classifier_folder, label="toxic")(PROMPTS, RESPONSES)
     minus = loaded(classifier_folder, label="toxic", sign=-1)(PROMPTS, RESPONSES)
     assert torch.equal(plus, -minus)
+
+
+def test_a_preference_is_not_turned_round(classifier_folder, tmp_path):
+    """As the configurations of toxic labels would, if only the label were replaced."""
+    folder = shutil.copytree(classifier_folder, tmp_path / "pairs")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {0: "preference", 1: "other"}, "label2id": {"preference": 0, "other": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="what people preferred higher.*set model.reward.sign 1"):
+        loaded(folder, label="preference", sign=-1)
+    plus = loaded(folder, label="preference")(PROMPTS, RESPONSES)
+    assert torch.equal(plus, -loaded(classifier_folder, label="toxic", sign=-1)(PROMPTS, RESPONSES))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])

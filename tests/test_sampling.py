@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -44,6 +45,9 @@ class FixedDecoder:
     def advance(self, tokens, attention_mask):
         self.calls += 1
         return self.logits.repeat(len(tokens), 1)
+
+    def keep(self, rows):
+        pass
 
 
 class Tokens:
@@ -97,6 +101,32 @@ class TestEveryFamily:
                 mine, theirs = getattr(kept, name), getattr(full, name)
                 assert mine.shape == drawn.response_mask.shape
                 torch.testing.assert_close(mine[drawn.response_mask], theirs[drawn.response_mask], atol=1e-5, rtol=0)
+
+    def test_rows_that_have_ended_are_read_no_longer_and_the_others_do_not_notice(self, policy_folders, family):
+        tokenizer = load_tokenizer(str(policy_folders[family]))
+        actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folders[family])), tokenizer)
+        sampling = SamplingConfig(max_new_tokens=12)
+        ends = torch.arange(0, actor.vocabulary, 4)  # so many that rows end at every step
+        prompts = PROMPTS * 6
+        read: list[int] = []
+        hook = actor.lm.base_model.register_forward_pre_hook(
+            lambda _module, _args, given: read.append(len(given["input_ids"])), with_kwargs=True
+        )
+        decoder = CachedDecoder(actor, keep_hidden=True)
+        together = sample(decoder, batch_of(prompts), sampling, SEED, tokenizer, ends, keep_logprobs=True)
+        hook.remove()
+        assert read[0] == len(prompts)
+        assert len(set(read)) > 2  # thinned out more than once
+        assert all(after == before or 2 * after <= before for before, after in pairwise(read))
+        full = actor.statistics(replace(together, logprobs=None, entropy=None), sampling)
+        kept = actor.statistics(replace(together, hidden=decoder.hidden()), sampling)
+        for mine, theirs in zip(kept, full, strict=True):
+            assert mine.shape == together.response_mask.shape
+            torch.testing.assert_close(mine[together.response_mask], theirs[together.response_mask], atol=1e-5, rtol=0)
+        for row, prompt in enumerate(prompts):
+            alone = sample(CachedDecoder(actor), batch_of([prompt], index=[row]), sampling, SEED, tokenizer, ends)
+            assert alone.responses[0] == together.responses[row]
+            assert alone.lengths[0] == together.lengths[row]
 
     def test_neither_padding_nor_neighbours_change_a_response(self, policy_folders, family):
         tokenizer = load_tokenizer(str(policy_folders[family]))

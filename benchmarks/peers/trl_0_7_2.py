@@ -11,6 +11,7 @@ import os
 import sys
 
 import torch
+from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
@@ -24,6 +25,8 @@ def main(folder: str, work: Workload) -> None:
     tokenizer = PreTrainedTokenizerFast(  # the saved settings name a class of transformers 5
         tokenizer_file=folder + "/policy/tokenizer.json", eos_token="<eos>", bos_token="<eos>", pad_token="<eos>"
     )
+    if work.precision == "bf16-mixed":
+        Accelerator(mixed_precision="bf16")  # loading a model would set up the state of one without
     policy, reference = (AutoModelForCausalLMWithValueHead.from_pretrained(folder + "/policy") for _ in range(2))
     reward = AutoModelForSequenceClassification.from_pretrained(folder + "/reward").eval()
     trainer = PPOTrainer(

@@ -96,6 +96,11 @@ class GeDi(StepwiseMethod):
 class _ConditionalDecoder:
     """log p(text so far, next token | class), [B, V], of one class; the text is the prompt and the response so far."""
 
+    _so_far: Tensor
+    """f32 [B], log p of the text that was read"""
+    _next: Tensor
+    """f32 [B, V], the same with each next token"""
+
     def __init__(self, model: LanguageModel, code: Prefix) -> None:
         self._model, self._code = model, code
         self._trunk = CachedTrunk(model)
@@ -109,6 +114,10 @@ class _ConditionalDecoder:
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         self._so_far = self._next.gather(1, tokens[:, None]).squeeze(1)
         return self._joint(self._trunk.advance(tokens, self._code.over(attention_mask)))
+
+    def keep(self, rows: Tensor) -> None:
+        self._trunk.keep(rows)
+        self._next = self._next[rows]  # what `advance` takes the text so far from
 
     def _joint(self, hidden: Tensor) -> Tensor:
         self._next = self._so_far[:, None] + self._model.head(hidden).float().log_softmax(dim=-1)

@@ -148,6 +148,10 @@ class JointDecoder(ABC):
         self._step += 1
         return self.combine([part.advance(tokens, attention_mask) for part in self._parts])
 
+    def keep(self, rows: Tensor) -> None:
+        for part in self._parts:
+            part.keep(rows)
+
     @abstractmethod
     def combine(self, logits: Sequence[Tensor]) -> Tensor:
         """[B, V] of each part, in their order → [B, V]."""

@@ -68,3 +68,6 @@ class _Watched:
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         self._counter.asked(len(tokens), first=False)
         return self._decoder.advance(tokens, attention_mask)
+
+    def keep(self, rows: Tensor) -> None:
+        self._decoder.keep(rows)

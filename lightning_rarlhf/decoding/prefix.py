@@ -53,6 +53,9 @@ class PrefixedDecoder:
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         return self._decoder.advance(tokens, self._prefix.over(attention_mask))
 
+    def keep(self, rows: Tensor) -> None:
+        self._decoder.keep(rows)
+
 
 def text_prefix(tokenizer: PreTrainedTokenizerBase, text: str) -> Prefix:
     """`text` before the prompt, as a plain language model reads it."""

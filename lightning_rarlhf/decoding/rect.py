@@ -97,6 +97,9 @@ class _RectDecoder:
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         return self._capped(self._trunk.advance(tokens, attention_mask))
 
+    def keep(self, rows: Tensor) -> None:
+        self._trunk.keep(rows)
+
     def _capped(self, hidden: Tensor) -> Tensor:
         logits, risk = self._logits_and_risk(hidden)
         log_safety = torch.nn.functional.logsigmoid(-risk)  # log(1 − risk), exact where 1 − risk would round to 0

@@ -67,6 +67,25 @@ class TestEveryMethod:
             width = int(alone.lengths[0])
             torch.testing.assert_close(alone.logprobs[0, :width], together.logprobs[row, :width], atol=1e-4, rtol=0)
 
+    def test_rows_that_have_ended_change_nothing(self, policy_folder, experts, name):
+        """Every sixth or so of the tokens that it draws ends a text, so rows are left out more than once."""
+        method, host, prompts = methods_of(experts)[name], host_of(policy_folder, max_new_tokens=16), PROMPTS * 4
+        free = drawn(method, host, prompts=prompts)
+        tokens, counts = free.sequences[:, -free.response_mask.shape[1] :][free.response_mask].unique(
+            return_counts=True
+        )
+        rarest = counts.argsort()
+        host.policy.eos_token_ids = tokens[rarest][counts[rarest].cumsum(0) <= counts.sum() / 6]
+        together = drawn(method, host, prompts=prompts)
+        assert together.logprobs is not None
+        assert len(set(together.lengths.tolist())) > 3
+        for row, prompt in enumerate(prompts):
+            alone = method.draw(batch_of([prompt], index=[row]), SamplingSeed(base=5))
+            assert alone.responses[0] == together.responses[row]
+            assert alone.logprobs is not None
+            width = int(alone.lengths[0])
+            torch.testing.assert_close(alone.logprobs[0, :width], together.logprobs[row, :width], atol=1e-4, rtol=0)
+
     def test_the_minimum_length_holds(self, policy_folder, experts, name):
         host = host_of(policy_folder, min_new_tokens=6, max_new_tokens=6)
         samples = drawn(methods_of(experts)[name], host)
