@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.one_move import in_one_move, move_folder_in
+from lightning_rarlhf.one_move import PARTIAL, in_one_move, move_folder_in
 
 _SHARDED_HEADER = "meta.pt"
 """file of a sharded checkpoint's folder that holds everything but the shards"""
@@ -31,7 +31,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         OSError: it could not be written (disk full, no permission, ...).
     """
     folder = (path / _SHARDED_HEADER).is_file()  # which a file cannot replace in one step
-    place = path.with_name(f"{path.stem}.file{path.suffix}") if folder else path
+    place = path.with_name(f"{path.name}.file{PARTIAL}") if folder else path
     with in_one_move(place) as partial, disk_errors(), partial.open("wb") as file:
         torch.save(checkpoint, file)
     if folder:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-_NAME = "sdpa_in_float32_on_cpu"
+def attend_in_float32_on_cpu() -> None:
+    """Let what transformers calls `sdpa` do so, in this process; on other devices, and in other types, nothing changes.
 
+    Under its own name: architectures look for that one when they make their masks.
+    """
+    from transformers import AttentionInterface
 
-def attend_in_float32_on_cpu(lm: PreTrainedModel) -> None:
-    """Let a network that uses torch's attention use it so; on other devices, and in other types, nothing changes."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    if lm.config._attn_implementation != "sdpa" or lm.device.type == "meta":
-        return
-    AttentionInterface.register(_NAME, _attention)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
-    lm.set_attn_implementation(_NAME)
+    AttentionInterface.register("sdpa", _attention)
 
 
 def _attention(

@@ -75,9 +75,10 @@ class GenerationWriter:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
         self._eos_token_ids = eos_token_ids
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # a lone surrogate, which UTF-8 cannot hold, becomes the escape that JSON has for it
-        self._file = self.partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+        with or_say_why(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # a lone surrogate, which UTF-8 cannot hold, becomes the escape that JSON has for it
+            self._file = self.partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
 
     def add(self, completions: Sequence[Completions], prompt_scores: Tensor) -> None:
         """Write one batch; arguments as of `rows_by_prompt`."""

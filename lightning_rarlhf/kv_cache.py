@@ -54,12 +54,12 @@ def _roomy_layer() -> type[DynamicLayer]:
             self.keys, self.values = self._all_keys[..., :end, :], self._all_values[..., :end, :]
             return self.keys, self.values
 
-        def batch_select_indices(self, indices: Tensor) -> None:
-            """Keep these rows alone, i64 [b], and their room."""
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            """Go on with these rows, i64 [b], and their room."""
             end = self.get_seq_length()
             if not end:
                 return
-            self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
+            self._all_keys, self._all_values = self._all_keys[beam_idx], self._all_values[beam_idx]
             self.keys, self.values = self._all_keys[..., :end, :], self._all_values[..., :end, :]
 
     return RoomyLayer

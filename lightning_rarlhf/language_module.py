@@ -31,7 +31,7 @@ from lightning_rarlhf.resume import settings_of
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import require_room
 from lightning_rarlhf.sharding import whole_state
-from lightning_rarlhf.strategies import divide, require_same_seed, require_supported, usable
+from lightning_rarlhf.strategies import FSDP2Strategy, divide, require_same_seed, require_supported, usable
 from lightning_rarlhf.tokenizer import load_tokenizer
 from lightning_rarlhf.trained_weights import only_trained, require_trained
 
@@ -104,8 +104,8 @@ class LanguageModule(EvaluatedModule):
             shards=isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy),
             device=trainer.strategy.root_device.type,
         )
-        if fits:
-            usable(self.make_optimizer([torch.nn.Parameter(torch.zeros(1))]), trainer)
+        if fits and isinstance(trainer.strategy, FSDP2Strategy):
+            usable(self.make_optimizer([torch.nn.Parameter(torch.zeros(1, 1))]), trainer)
 
     @property
     def trains_with_reward(self) -> bool:

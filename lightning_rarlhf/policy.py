@@ -43,7 +43,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.lm = lm.eval()
         fuse_gelu(self.lm)
-        attend_in_float32_on_cpu(self.lm)
+        attend_in_float32_on_cpu()
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
         self._cuts_last_mlp = _can_cut_last_mlp(self)
@@ -305,6 +305,7 @@ def _can_cut_last_mlp(model: LanguageModel) -> bool:
     try:
         with reading_last(mlp, 2):
             cut = model.trunk(ids, mask)
-    except (TypeError, RuntimeError, AttributeError):  # an MLP with another signature, as some mixtures of experts have
+    # an MLP with another signature, as some mixtures of experts have
+    except (TypeError, RuntimeError, AttributeError, IndexError):
         return False
     return same_states(whole[:, 1:], cut[:, 1:])

@@ -90,7 +90,7 @@ class ShardWriter(FileSystemWriter):
 def _plain(file: IO[bytes], path: Path) -> Metadata:
     try:
         found = _PlainUnpickler(file).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:  # a damaged pickle asks for anything: other types, sizes beyond all memory, ...
         raise UserError(
             f"checkpoint {path.parent}: its {path.name} cannot be read: damaged, or not a checkpoint's ({error}); "
             "go on from another one"

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
@@ -92,7 +92,7 @@ class CachedTrunk:
     def keep(self, rows: Tensor) -> None:
         """Go on with these of the rows alone, i64 [b]."""
         assert self._cache is not None
-        self._cache.batch_select_indices(rows)
+        self._cache.reorder_cache(cast(LongTensor, rows))  # every kind of layer has it, and it takes fewer rows too
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         # without padding only rows that have ended are masked, whose states nobody reads; transformers makes no mask of

@@ -129,16 +129,20 @@ def _write_parts(folder: Path, parts: dict[str, Any]) -> None:
 
 
 def _on_process_0(action: Callable[[], None]) -> None:
-    """Act on process 0 while the others wait; a failure there is one of all."""
-    problem = None
+    """Act on process 0 while the others wait; a failure there, of the disk or of the program, is one of all."""
+    problem, own = None, None
     if rank() == 0:
         try:
             action()
-        except (OSError, RuntimeError) as error:
-            problem = _said(0, error)
+        except Exception as error:
+            problem, own = (isinstance(error, OSError | RuntimeError), _said(0, error)), error
     (found, *_) = gather_items([problem])
-    if found is not None:
-        raise SharedWriteError(found)
+    if found is None:
+        return
+    of_disk, said = found
+    if of_disk:
+        raise SharedWriteError(said) from own
+    raise own or RuntimeError(said)
 
 
 def _said(process: int, error: BaseException) -> str:
@@ -157,9 +161,10 @@ def _index(folder: Path) -> Metadata:
         metadata = SafeShardReader(folder).read_metadata()
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {folder}: .metadata is missing; give another checkpoint") from error
-    ends: dict[str, int] = {}
-    for entry in (metadata.storage_data or {}).values():
-        ends[entry.relative_path] = max(ends.get(entry.relative_path, 0), entry.offset + entry.length)
+    try:
+        ends = _ends(metadata)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {folder}: .metadata is damaged ({error}); give another checkpoint") from error
     missing = [name for name in sorted(ends) if not (folder / name).is_file()]
     if missing:
         raise UserError(
@@ -173,6 +178,17 @@ def _index(folder: Path) -> Metadata:
                 f"checkpoint {folder}: {name} has {size} of its {end} bytes: truncated; give another checkpoint"
             )
     return metadata
+
+
+def _ends(metadata: Metadata) -> dict[str, int]:
+    """Bytes that each part should have at least, by its name."""
+    ends: dict[str, int] = {}
+    for entry in (metadata.storage_data or {}).values():
+        name, end = entry.relative_path, entry.offset + entry.length
+        if not isinstance(name, str) or not isinstance(end, int):
+            raise TypeError(f"a part is named {name!r} and ends at {end!r}")
+        ends[name] = max(ends.get(name, 0), end)
+    return ends
 
 
 def _saved_weights(metadata: Metadata) -> dict[str, Tensor]:

@@ -38,9 +38,9 @@ def test_rows_that_are_kept_go_on_as_in_transformers_own():
     generator = torch.Generator().manual_seed(1)
     rows, step = torch.tensor([2, 0]), torch.randn(2, 2, 2, 1, 4, generator=generator)
     for cache in (ours, theirs):
-        cache.batch_select_indices(rows)  # empty, as before the prompts are read
+        cache.reorder_cache(rows)  # empty, as before the prompts are read
         fed(cache, [5, 1])
-        cache.batch_select_indices(rows)
+        cache.reorder_cache(rows)
     for mine, its in zip(ours.update(*step, 1), theirs.update(*step, 1), strict=True):
         assert mine.equal(its)
 

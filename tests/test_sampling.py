@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, finish_reasons, require_room, sample
 from lightning_rarlhf.tokenizer import load_tokenizer
@@ -140,6 +141,31 @@ class TestEveryFamily:
         assert responses(batch_of(PROMPTS, extra_left=4)) == together
         assert responses(batch_of(PROMPTS[::-1], index=[2, 1, 0])) == together[::-1]
         assert tuple(responses(batch_of([row], index=[n]))[0] for n, row in enumerate(PROMPTS)) == together
+
+
+def test_rows_that_have_ended_are_left_out_of_convolutions_too(policy_folder):
+    """Layers of another kind than attention hold a state of each row as well."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    tokenizer = load_tokenizer(str(policy_folder))
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_hidden_layers=3,
+        layer_types=["conv", "full_attention", "conv"],
+        pad_token_id=1,
+    )
+    actor = ActorCritic(Lfm2ForCausalLM(config), [1])
+    sampling, ends = SamplingConfig(max_new_tokens=10), torch.arange(0, len(tokenizer), 4)
+    batch = batch_of([[3, 4, 5]] * 12)
+    samples = sample(CachedDecoder(actor), batch, sampling, SEED, tokenizer, ends, keep_logprobs=True)
+    assert len(set(samples.lengths.tolist())) > 3
+    full = actor.statistics(replace(samples, logprobs=None, entropy=None), sampling).logprobs
+    torch.testing.assert_close(full[samples.response_mask], samples.logprobs[samples.response_mask], atol=1e-4, rtol=0)
 
 
 def test_responses_follow_the_distribution():

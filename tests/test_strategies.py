@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import UserError
@@ -42,3 +43,16 @@ def test_they_are_refused_before_anything_is_loaded():
         module.require_workable(trainer)
     trainer.state.fn = "test"
     module.require_workable(trainer)
+
+
+def test_an_optimizer_is_not_tried_where_nothing_is_sharded():
+    """Some look at the shapes of what they get, as Muon does."""
+
+    def never(_weights):
+        raise AssertionError
+
+    reward = CallableReward("tests.two_processes.scripted")
+    module = RiskAversePPOModule(reward=reward, policy=PolicyConfig(pretrained="nowhere/to-be-found"), optimizer=never)
+    module.require_workable(
+        SimpleNamespace(strategy=SingleDeviceStrategy(torch.device("cpu")), state=SimpleNamespace(fn="fit"))
+    )

@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+from lightning_rarlhf import sharded_checkpoint
+from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.quickstart.tiny_policy import write_tiny_policy
 from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
 from tests.test_two_process_guards import configuration
@@ -93,6 +95,18 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(runs, tmp_path, damage, l
         whole_checkpoint(folder)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_index_is_refused_by_name_or_harmless(runs, tmp_path):
+    folder = shutil.copytree(runs / "continue" / "checkpoints" / "last.ckpt", tmp_path / "last.ckpt")
+    whole, refused = (folder / ".metadata").read_bytes(), 0
+    for place in range(0, len(whole), 37):
+        (folder / ".metadata").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            sharded_checkpoint._index(folder)
+        except UserError as error:
+            refused += str(folder) in str(error)
+    assert refused > 20
 
 
 def flip(file: Path) -> None:
