@@ -128,6 +128,19 @@ class TrainCLI(LightningCLI):
         """Read checkpoints as plain numbers, texts and tensors, whatever the libraries' defaults are."""
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """As Lightning does; what the trainer refuses is a mistake of the user's.
+
+        Raises:
+            UserError: settings of the trainer that do not go together, such as a strategy without its devices.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"trainer: {str(error).strip().partition(chr(10))[0]}") from error
+
     def _go_on(self, checkpoint: str, *, consent: bool) -> None:
         changes = changes_of_method(Path(checkpoint), self._resume_record)
         if not consent:

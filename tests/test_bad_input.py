@@ -178,6 +178,10 @@ CASES = {
         r"its tokenizer has 18 tokens, its embedding 17",
     ),
     "float16 policy": (["--model.policy.dtype", "float16"], r"policy\.dtype: .*'float32', 'bfloat16'"),
+    "a strategy without its devices": (
+        ["--trainer.strategy", "fsdp"],
+        r"trainer: The strategy `fsdp` requires a GPU accelerator",
+    ),
     "another strategy": (
         ["--trainer.strategy", "ddp_spawn", "--trainer.devices", "2"],
         r"trainer\.strategy DDPStrategy \(started by spawn\) is not supported; expected auto, ddp or fsdp2",
