@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.stop_on_signal import StopOnSignal
-from lightning_rarlhf.cli_errors import condense
+from lightning_rarlhf.cli_errors import condense, first_line
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.going_on import LAST, changes_of_method, find_checkpoint, is_requeued, record_of, require_consent
 from lightning_rarlhf.one_move import in_one_move, or_say_why
@@ -139,7 +139,7 @@ class TrainCLI(LightningCLI):
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"trainer: {str(error).strip().partition(chr(10))[0]}") from error
+            raise UserError(f"trainer: {first_line(str(error))}") from error
 
     def _go_on(self, checkpoint: str, *, consent: bool) -> None:
         changes = changes_of_method(Path(checkpoint), self._resume_record)

@@ -39,7 +39,7 @@ def condense(message: str, parser: LightningArgumentParser) -> str:
     value = _wrong_value(message)
     if value and not _UNKNOWN.search(value):
         return value
-    return _unknown_key(message, parser) or value or _first_line(message)
+    return _unknown_key(message, parser) or value or first_line(message)
 
 
 def _unknown_key(message: str, parser: LightningArgumentParser) -> str | None:
@@ -118,5 +118,6 @@ def _given(lines: list[str], reason: str) -> str:
     return f", got {value}" if plain and value not in reason else ""
 
 
-def _first_line(message: str) -> str:
+def first_line(message: str) -> str:
+    """The first line that is not blank."""
     return next((line.strip() for line in message.splitlines() if line.strip()), message)

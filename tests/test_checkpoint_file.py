@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import resource
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_rarlhf.checkpoint_file import CheckpointError, read_checkpoint, write_checkpoint
+from tests.file_limit import file_limit
 
 CHECKPOINT = {"pytorch-lightning_version": "2.6.6", "loops": {}, "state_dict": {"weight": torch.arange(50_000.0)}}
 
@@ -16,16 +15,6 @@ CHECKPOINT = {"pytorch-lightning_version": "2.6.6", "loops": {}, "state_dict": {
 def path(tmp_path: Path) -> Path:
     write_checkpoint(CHECKPOINT, tmp_path / "last.ckpt")
     return tmp_path / "last.ckpt"
-
-
-@contextmanager
-def file_limit(size: int):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def names(path: Path) -> list[str]:
