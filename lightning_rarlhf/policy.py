@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.cpu_attention import attend_in_float32_on_cpu
+from lightning_rarlhf.cpu_linear import multiply_by_onednn
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.functional.logprobs import chunk_of, token_logprobs, token_logprobs_and_entropy
@@ -43,6 +44,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.lm = lm.eval()
         fuse_gelu(self.lm)
+        multiply_by_onednn(self.lm)
         attend_in_float32_on_cpu()
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
@@ -108,7 +110,7 @@ class LanguageModel(nn.Module):
         """Whether `head` is the float32 product with the output layer's rows: no bias, no cap, no adapter."""
         layer = self.lm.get_output_embeddings()
         capped = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None) is not None
-        plain = type(layer) is nn.Linear and getattr(layer, "bias", None) is None
+        plain = isinstance(layer, nn.Linear) and getattr(layer, "bias", None) is None
         return plain and layer.weight.dtype == torch.float32 and not capped
 
     def before_responses(self, sequences: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:

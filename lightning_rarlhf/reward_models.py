@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightning_rarlhf.classifier import PREFERENCE, read_ends, text_limit
 from lightning_rarlhf.config import DType, Judge
+from lightning_rarlhf.cpu_linear import multiply_by_onednn
 from lightning_rarlhf.errors import ModelError, RewardError, ScoreError, first_few
 from lightning_rarlhf.fused_gelu import fuse_gelu
 from lightning_rarlhf.hub import require_model
@@ -284,6 +285,7 @@ def _load_classifier(
     model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's kind reads the last token that is no pad token
     limit = text_limit(model, tokenizer)
     fuse_gelu(model)
+    multiply_by_onednn(model)
     return model.eval().requires_grad_(False), tokenizer, column, limit
 
 

@@ -63,11 +63,13 @@ PLACES = (
     Place("lightning_rarlhf/fused_gelu.py", 1),
     Place("lightning_rarlhf/last_block.py", 1),
     Place("lightning_rarlhf/cpu_attention.py", 1),
+    Place("lightning_rarlhf/cpu_linear.py", 1),
     Place(
         "lightning_rarlhf/policy.py",
         1,
         (
             "lightning_rarlhf/cpu_attention.py",
+            "lightning_rarlhf/cpu_linear.py",
             "lightning_rarlhf/fused_gelu.py",
             "lightning_rarlhf/last_block.py",
         ),
@@ -91,6 +93,7 @@ PLACES = (
             "lightning_rarlhf/classifier.py",
             "lightning_rarlhf/hub.py",
             "lightning_rarlhf/own_code.py",
+            "lightning_rarlhf/cpu_linear.py",
             "lightning_rarlhf/fused_gelu.py",
             "lightning_rarlhf/retries.py",
         ),

@@ -1,0 +1,104 @@
+"""Linear layers whose float32 products on a CPU are oneDNN's, as its bfloat16 ones are.
+
+torch gives float32 matrices to MKL there, which takes a tenth longer over a minibatch and up to twice as long over the
+few rows of a sampling step. oneDNN's product is the one that torch's own compiler calls.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def multiply_by_onednn(network: nn.Module) -> None:
+    """Let the network's plain linear layers, and GPT-2's, do so; elsewhere than in float32 on a CPU nothing changes.
+
+    Layers keep their parameters and stay what they were to `isinstance`; only `forward` is another.
+    """
+    if not _available():
+        return
+    classes = _classes()
+    for module in network.modules():
+        module.__class__ = classes.get(type(module), type(module))
+
+
+@cache
+def _available() -> bool:
+    """Whether this build of torch has the product; no public function reaches it, so look and try."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    left, right, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(4.0)
+    try:
+        return torch.equal(_product(left, right, bias), left @ right.t() + bias)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """left [..., K] · right [N, K]ᵀ + bias [N] → [..., N]; of any strides."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    """`_product` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return _product(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        grad: Tensor = grads[0]
+        rows = grad.reshape(-1, grad.shape[-1])
+        of_inputs, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _product(grad, weight.t(), None) if of_inputs else None,
+            # sums over many rows: MKL's product is as good
+            _weight_gradient(rows, inputs.reshape(-1, inputs.shape[-1]), weight) if of_weight else None,
+            rows.sum(dim=0) if of_bias else None,
+        )
+
+
+def _weight_gradient(grad: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+    """gradᵀ · inputs, [N, K], laid out in memory as the weight is: GPT-2's are transposed."""
+    return grad.t() @ inputs if weight.is_contiguous() else (inputs.t() @ grad).t()
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """inputs [..., K] · weight [N, K]ᵀ + bias; None where torch's own way is the one to take."""
+    plain = inputs.dtype == weight.dtype == torch.float32 and inputs.device.type == weight.device.type == "cpu"
+    if not plain or torch.is_autocast_enabled("cpu") or inputs.dim() < 2 or not inputs.numel():
+        return None
+    if torch.is_grad_enabled():
+        result: Tensor = _Linear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
+        return result
+    return _product(inputs, weight, bias)
+
+
+class OneDNNLinear(nn.Linear):
+    """A linear layer as any other."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        result = _linear(input, self.weight, self.bias)
+        return super().forward(input) if result is None else result
+
+
+@cache
+def _classes() -> dict[type[nn.Module], type[nn.Module]]:
+    """What each kind of layer becomes."""
+    from transformers.pytorch_utils import Conv1D
+
+    class OneDNNConv1D(Conv1D):
+        """GPT-2's layer: a linear one whose weight is stored as [K, N]."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            result = _linear(x, self.weight.t(), self.bias)
+            return super().forward(x) if result is None else result  # type: ignore[no-untyped-call]
+
+    return {nn.Linear: OneDNNLinear, Conv1D: OneDNNConv1D}
