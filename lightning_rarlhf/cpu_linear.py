@@ -38,7 +38,7 @@ def _available() -> bool:
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """left [..., K] · right [N, K]ᵀ + bias [N] → [..., N]; of any strides."""
+    """left [M, K] · right [N, K]ᵀ + bias [N] → [M, N]; of any strides."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return result
 
@@ -55,13 +55,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs, weight = ctx.saved_tensors
         grad: Tensor = grads[0]
-        rows = grad.reshape(-1, grad.shape[-1])
         of_inputs, of_weight, of_bias = ctx.needs_input_grad
         return (
             _product(grad, weight.t(), None) if of_inputs else None,
             # sums over many rows: MKL's product is as good
-            _weight_gradient(rows, inputs.reshape(-1, inputs.shape[-1]), weight) if of_weight else None,
-            rows.sum(dim=0) if of_bias else None,
+            _weight_gradient(grad, inputs, weight) if of_weight else None,
+            grad.sum(dim=0) if of_bias else None,
         )
 
 
@@ -75,10 +74,9 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | Non
     plain = inputs.dtype == weight.dtype == torch.float32 and inputs.device.type == weight.device.type == "cpu"
     if not plain or torch.is_autocast_enabled("cpu") or inputs.dim() < 2 or not inputs.numel():
         return None
-    if torch.is_grad_enabled():
-        result: Tensor = _Linear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
-        return result
-    return _product(inputs, weight, bias)
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    result: Tensor = (_Linear.apply if torch.is_grad_enabled() else _product)(rows, weight, bias)
+    return result.view(*inputs.shape[:-1], result.shape[-1])
 
 
 class OneDNNLinear(nn.Linear):

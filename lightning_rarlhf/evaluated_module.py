@@ -89,7 +89,7 @@ class EvaluatedModule(GuardedModule):
         decoder = CachedDecoder(self.actor, keep_hidden=exact)
         ends = self.actor.eos_token_ids
         samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, ends, keep_logprobs=exact)
-        return replace(samples, hidden=decoder.hidden())
+        return replace(samples, hidden=decoder.hidden(samples.response_mask.shape[1]))
 
     def score(self, samples: Samples) -> Tensor:
         """f32 [B], the reward of each finished text."""

@@ -95,12 +95,11 @@ class CachedTrunk:
         self._cache.reorder_cache(cast(LongTensor, rows))  # every kind of layer has it, and it takes fewer rows too
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        # without padding only rows that have ended are masked, whose states nobody reads; transformers makes no mask of
-        # ones for the layers to add
-        mask = attention_mask if self._padded else torch.ones_like(attention_mask)
+        # without padding only rows that have ended are masked, whose states nobody reads; and a mask makes transformers
+        # look whether it is all ones, which waits for the device
         output = self._model.lm.base_model(
             input_ids=input_ids,
-            attention_mask=mask.long(),
+            attention_mask=attention_mask.long() if self._padded else None,
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -134,12 +133,12 @@ class CachedDecoder:
         self._trunk.keep(rows)
         self._rows = rows if self._rows is None else self._rows[rows]
 
-    def hidden(self) -> Tensor | None:
-        """[B, T, H], the hidden states that predicted the T tokens drawn so far; None if they are not kept.
+    def hidden(self, columns: int) -> Tensor | None:
+        """[B, T, H], the hidden states that predicted the first T = `columns` tokens drawn; None if they are not kept.
 
         0 for rows that were no longer read.
         """
-        return None if self._hidden is None else torch.stack(self._hidden, dim=1)
+        return None if self._hidden is None else torch.stack(self._hidden[:columns], dim=1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self._hidden is not None:
@@ -178,9 +177,9 @@ def sample(
 ) -> Samples:
     """Draw one response a prompt.
 
-    Stops when every row has ended, so T ≤ `max_new_tokens`; rows that have ended are left out whenever they are half of
-    those that are read. Columns after a row's first end-of-text token hold the pad token and are False in the response
-    mask.
+    Stops when every row has ended, so T, the longest response, is ≤ `max_new_tokens`; rows that have ended are left out
+    whenever they are half of those that are read. On an accelerator both are looked at every few steps only. Columns
+    after a row's first end-of-text token hold the pad token and are False in the response mask.
 
     Args:
         decoder: says each next token's logits.
@@ -196,6 +195,7 @@ def sample(
         NumericalError: the decoder's logits are no distribution, for the prompts that are named.
     """
     uniforms = seed.uniforms(batch.index, sampling.max_new_tokens)
+    patience = _patience(batch.input_ids.device)
     pad = _pad_id(tokenizer)
     mask = batch.attention_mask
     rows = torch.arange(len(batch), device=mask.device)  # of the batch that are still read
@@ -222,25 +222,34 @@ def sample(
             counted.append(spread(alive, rows, empty=False))
             mask = torch.cat([mask, alive[:, None]], dim=1)
             alive = alive & ~torch.isin(token, eos_token_ids)
-            left = int(alive.sum())  # a step's one wait for the device
-            if step + 1 == sampling.max_new_tokens or not left:
+            if step + 1 == sampling.max_new_tokens:
                 break
-            if 2 * left <= len(rows):
-                kept = alive.nonzero().squeeze(1)
-                decoder.keep(kept)
-                rows, mask, token, alive = rows[kept], mask[kept], token[kept], alive[kept]
+            if (step + 1) % patience == 0:
+                left = int(alive.sum())  # waits for the device, which else runs ahead
+                if not left:
+                    break
+                if 2 * left <= len(rows):
+                    kept = alive.nonzero().squeeze(1)
+                    decoder.keep(kept)
+                    rows, mask, token, alive = rows[kept], mask[kept], token[kept], alive[kept]
             logits = decoder.advance(token, mask)
     _require_drawn(broken, batch)  # once, not at every step: looking waits for the device
-    tokens = torch.stack(drawn, dim=1)
     counts = torch.stack(counted, dim=1)
+    width = int(counts.any(dim=0).sum())  # the steps before it was seen that every row has ended fall away
+    tokens, counts = torch.stack(drawn[:width], dim=1), counts[:, :width]
     return Samples(
         batch=batch,
         sequences=torch.cat([batch.input_ids, tokens], dim=1),
         response_mask=counts,
         responses=tuple(decode_responses(batch, tokens, counts, tokenizer)),
-        logprobs=torch.stack(logprobs, dim=1) if keep_logprobs else None,
-        entropy=torch.stack(entropies, dim=1) if keep_logprobs else None,
+        logprobs=torch.stack(logprobs[:width], dim=1) if keep_logprobs else None,
+        entropy=torch.stack(entropies[:width], dim=1) if keep_logprobs else None,
     )
+
+
+def _patience(device: torch.device) -> int:
+    """Steps between two looks at which rows have ended: an accelerator has to be waited for."""
+    return 1 if device.type == "cpu" else 8
 
 
 def _spread(values: Tensor, rows: Tensor | None, width: int, empty: float) -> Tensor:

@@ -95,7 +95,7 @@ class TestEveryFamily:
         ends = actor.eos_token_ids
         samples = sample(decoder, batch_of(PROMPTS), sampling, SEED, tokenizer, ends, keep_logprobs=True)
         full = actor.statistics(samples, sampling)
-        with_all = replace(samples, hidden=decoder.hidden())
+        with_all = replace(samples, hidden=decoder.hidden(samples.response_mask.shape[1]))
         for drawn in (with_all, replace(with_all, logprobs=None, entropy=None)):
             kept = actor.statistics(drawn, sampling)
             for name in full._fields:
@@ -120,7 +120,7 @@ class TestEveryFamily:
         assert len(set(read)) > 2  # thinned out more than once
         assert all(after == before or 2 * after <= before for before, after in pairwise(read))
         full = actor.statistics(replace(together, logprobs=None, entropy=None), sampling)
-        kept = actor.statistics(replace(together, hidden=decoder.hidden()), sampling)
+        kept = actor.statistics(replace(together, hidden=decoder.hidden(together.response_mask.shape[1])), sampling)
         for mine, theirs in zip(kept, full, strict=True):
             assert mine.shape == together.response_mask.shape
             torch.testing.assert_close(mine[together.response_mask], theirs[together.response_mask], atol=1e-5, rtol=0)
@@ -197,6 +197,46 @@ def test_the_loop_ends_with_its_last_row():
     samples, decoder = draw([0.0, 1.0, 0.0], max_new_tokens=20)
     assert decoder.calls == 1
     assert samples.response_mask.shape == (4, 1)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for an accelerator: numbers and shapes that come from values."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("patience", [1, 5])
+def test_looking_seldom_gives_the_same_samples_and_waits_less(policy_folder, monkeypatch, patience):
+    tokenizer = load_tokenizer(str(policy_folder))
+    actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), tokenizer)
+    ends = torch.arange(0, actor.vocabulary, 5)
+
+    def drawn(rows, new_tokens, ends):
+        decoder = CachedDecoder(actor, keep_hidden=True)
+        batch, sampling = batch_of([[3, 4, 5]] * rows), SamplingConfig(max_new_tokens=new_tokens)
+        with Waits() as waits:
+            samples = sample(decoder, batch, sampling, SEED, tokenizer, ends, keep_logprobs=True)
+        return replace(samples, hidden=decoder.hidden(samples.response_mask.shape[1])), waits.count
+
+    expected, _ = drawn(12, 30, ends)
+    assert expected.response_mask.shape[1] < 30
+    monkeypatch.setattr("lightning_rarlhf.sampling._patience", lambda _device: patience)
+    samples, _ = drawn(12, 30, ends)
+    assert samples.responses == expected.responses
+    for name in ("sequences", "response_mask"):
+        assert torch.equal(getattr(samples, name), getattr(expected, name))
+    counts = expected.response_mask
+    for name in ("logprobs", "entropy", "hidden"):
+        torch.testing.assert_close(getattr(samples, name)[counts], getattr(expected, name)[counts], atol=1e-5, rtol=0)
+    nothing_ends = torch.tensor([actor.vocabulary])
+    few, many = (drawn(2, new_tokens, nothing_ends)[1] for new_tokens in (1, 21))
+    assert many - few == 20 // patience
 
 
 def test_the_last_token_costs_no_further_pass():
@@ -308,7 +348,7 @@ def test_hidden_states_are_trusted_in_float32_only(policy_folder):
         assert not actor.samples_exactly
     actor.lm.bfloat16()
     assert not actor.samples_exactly
-    assert CachedDecoder(actor).hidden() is None
+    assert CachedDecoder(actor).hidden(1) is None
 
 
 class Casts(TorchDispatchMode):
