@@ -69,15 +69,15 @@ class HuggingFaceExport(Callback):
         )
 
     def _export_best(self, module: LanguageModule, actor: ActorCritic, checkpoint: str, folder: Path) -> None:
-        adapted = module.policy_config.lora is not None  # the frozen weights below adapters are in no checkpoint
+        whole = not module.policy_config.trains_part  # else the frozen weights are in no checkpoint
         best, state = _actor_weights(Path(checkpoint)), actor.state_dict()
         final = {name: state[name].clone() for name in best}
         steps = _content(Path(checkpoint))["global_step"]
         try:
-            actor.load_state_dict(best, strict=not adapted)
+            actor.load_state_dict(best, strict=whole)
             self._export(module, actor, folder, module.training_record() | {"steps": steps})
         finally:
-            actor.load_state_dict(final, strict=not adapted)
+            actor.load_state_dict(final, strict=whole)
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")
 
 

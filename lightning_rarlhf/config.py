@@ -78,6 +78,10 @@ class PolicyConfig:
     lora: LoRAConfig | None = None
     """train low-rank adapters instead of all weights; the reference is then the same network without them, and costs no
     memory. {} = r 16, α 16. none = train everything"""
+    frozen_layers: NonNegativeInt = 0
+    """do not train the embeddings and this many of the first blocks, and let policy and reference share them: their
+    weights are in memory once, and a batch's sequences go through them once an iteration (TRL's num_shared_layers). An
+    output layer that is tied to the embeddings is frozen too. With lora: no adapters in these blocks"""
     quantization: Quantization | None = None
     """keep the linear layers' weights in 8 or 4 (nf4) bits by bitsandbytes; fit needs lora with it. The output layer
     and the value head are never quantised"""
@@ -88,6 +92,11 @@ class PolicyConfig:
     """recompute the trunk's activations in the backward pass: less memory, more time"""
     attn_implementation: str | None = None
     """attention kernel by the name that transformers gives it (eager, sdpa, ...); none = the model's default"""
+
+    @property
+    def trains_part(self) -> bool:
+        """Whether some of the network's weights stay as they are, and so need not be in a checkpoint."""
+        return self.lora is not None or self.frozen_layers > 0
 
 
 @dataclass(frozen=True, kw_only=True)

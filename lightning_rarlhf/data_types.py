@@ -114,6 +114,8 @@ class Samples(_Batch):
     hidden: Tensor | None = None
     """f32 [B, T, H], the policy's hidden states that predicted the response tokens, as sampling had them; None = not
     kept, or not what a full forward pass gives again"""
+    frozen_states: Tensor | None = None
+    """[B, S, H], hidden states that leave the policy's frozen layers; None = not kept, or no such layers"""
 
     def __post_init__(self) -> None:
         rows, columns = self.batch.input_ids.shape
@@ -171,6 +173,10 @@ class Rollout(_Batch):
         """bool [B, T]; True = a response token."""
         return self.samples.response_mask
 
+    def without_frozen_states(self) -> Rollout:
+        """Copy that is small enough to be kept beside the update, whose batch has the states of its own rows."""
+        return replace(self, samples=replace(self.samples, frozen_states=None))
+
     @property
     def kl(self) -> Tensor:
         """f32 [B], Σ_t log π_old − log π_ref of each episode, in nats."""
@@ -195,6 +201,8 @@ class PPOBatch(_Batch):
     """f32 [k, T], whitened over the kept tokens"""
     returns: Tensor
     """f32 [k, T], the critic's targets"""
+    frozen_states: Tensor | None = None
+    """[k, S, H], hidden states that leave the policy's frozen layers; None = no such layers"""
 
     def __post_init__(self) -> None:
         rows, width = self.response_mask.shape

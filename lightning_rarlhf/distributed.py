@@ -83,8 +83,9 @@ def gather_rollout(rollout: Rollout, pad_token_id: int) -> Rollout:
     rows, prompt, response = _shapes(rollout)
     width = (int(prompt.max()), int(response.max()))
     ints, floats = (_gather_table(table, rows) for table in _tables(rollout, *width, pad_token_id))
+    states = _gather_states(rollout, rows, *width)
     texts = gather_items(list(zip(rollout.samples.batch.prompts, rollout.samples.responses, strict=True)))
-    return _from_tables(ints, floats, texts, *width)
+    return _from_tables(ints, floats, states, texts, *width)
 
 
 def dealt(minibatch: PPOBatch, part_size: int | None) -> Iterator[PPOBatch]:
@@ -135,7 +136,25 @@ def _gather_table(table: Tensor, rows: Tensor) -> Tensor:
     return torch.stack(tables, dim=1).flatten(0, 1)[there.flatten().to(table.device)]
 
 
-def _from_tables(ints: Tensor, floats: Tensor, texts: Sequence[tuple[str, str]], prompt: int, response: int) -> Rollout:
+def _gather_states(rollout: Rollout, rows: Tensor, prompt: int, response: int) -> Tensor | None:
+    """The frozen layers' states of all episodes, if there are any: less to send than one gradient of the policy."""
+    samples = rollout.samples
+    states = samples.frozen_states
+    if states is None:
+        return None
+    left, right = prompt - samples.batch.input_ids.shape[1], response - samples.response_mask.shape[1]
+    wide = pad(states, (0, 0, left, right))
+    return _gather_table(wide.flatten(1), rows).view(-1, *wide.shape[1:])
+
+
+def _from_tables(
+    ints: Tensor,
+    floats: Tensor,
+    states: Tensor | None,
+    texts: Sequence[tuple[str, str]],
+    prompt: int,
+    response: int,
+) -> Rollout:
     width = prompt + response
     index, labels, sequences, attention = ints.split([1, 1, width, width], dim=1)
     source_scores, scores, *per_token = floats.split([1, 1, *[response] * 4], dim=1)
@@ -154,6 +173,7 @@ def _from_tables(ints: Tensor, floats: Tensor, texts: Sequence[tuple[str, str]],
         sequences=sequences.contiguous(),
         response_mask=counts[:, prompt:].contiguous(),
         responses=responses,
+        frozen_states=states,
     )
     logprobs, ref_logprobs, values, entropy = (part.contiguous() for part in per_token)
     return Rollout(

@@ -89,7 +89,9 @@ class EvaluatedModule(GuardedModule):
         decoder = CachedDecoder(self.actor, keep_hidden=exact)
         ends = self.actor.eos_token_ids
         samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, ends, keep_logprobs=exact)
-        return replace(samples, hidden=decoder.hidden(samples.response_mask.shape[1]))
+        frozen_states = self.actor.frozen_states(samples.sequences, samples.attention_mask)
+        hidden = decoder.hidden(samples.response_mask.shape[1])
+        return replace(samples, hidden=hidden, frozen_states=frozen_states)
 
     def score(self, samples: Samples) -> Tensor:
         """f32 [B], the reward of each finished text."""

@@ -64,7 +64,7 @@ class LanguageModule(EvaluatedModule):
         self.reference_name = reference
         self.make_optimizer = optimizer
         self.seed: int | None = None
-        self.strict_loading = policy.lora is None  # with adapters `on_load_checkpoint` looks for what was trained
+        self.strict_loading = not policy.trains_part  # else `on_load_checkpoint` looks for what was trained
         self._built = False
         self._loaded_training: dict[str, Any] | None = None
         self.method_settings: dict[str, Any] | None = None
@@ -145,8 +145,11 @@ class LanguageModule(EvaluatedModule):
 
     def _load_reference(self) -> Reference:
         """The starting policy, unless another is named: KL is then 0 at iteration 0."""
-        if self.policy_config.lora is not None and self.reference_name in (None, self.policy_config.pretrained):
+        own = self.reference_name in (None, self.policy_config.pretrained)
+        if own and self.policy_config.lora is not None:
             return WithoutAdapter(self.actor)
+        if own and self.policy_config.frozen_layers:
+            return self._placed(self.actor.twin())
         device = self.trainer.strategy.root_device
         start = (self.policy_config.pretrained, self.policy_config.revision)
         name, revision = start if self.reference_name is None else split_revision(self.reference_name)
@@ -165,9 +168,12 @@ class LanguageModule(EvaluatedModule):
                 f"{self.policy_config.pretrained} {self.actor.vocabulary}: "
                 "KL needs one vocabulary; name a reference of the policy's family"
             )
-        frozen = FrozenModel(model)
+        return self._placed(model)
+
+    def _placed(self, reference: LanguageModel) -> FrozenModel:
+        frozen = FrozenModel(reference)
         divide(frozen.model, self.trainer)
-        return frozen.to(device)
+        return frozen.to(self.trainer.strategy.root_device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer that the configuration names, over what is trained."""
@@ -275,10 +281,10 @@ class LanguageModule(EvaluatedModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the sampling seed: a resumed run continues its own random numbers, whatever the command line says.
 
-        With adapters, the frozen weights below them stay out; from the policy's settings they can be found again.
+        Frozen weights, as those below adapters, stay out; from the policy's settings they can be found again.
         """
         super().on_save_checkpoint(checkpoint)
-        if self.policy_config.lora is not None:
+        if self.policy_config.trains_part:
             checkpoint["state_dict"] = only_trained(self, checkpoint["state_dict"])
         # plain numbers: what the command line made of them (PositiveInt, ...) could not be read back safely
         checkpoint["policy"] = json.loads(json.dumps(asdict(self.policy_config)))
@@ -303,7 +309,7 @@ class LanguageModule(EvaluatedModule):
             )
         super().on_load_checkpoint(checkpoint)
         if "state_dict" in checkpoint:
-            require_trained(self, checkpoint["state_dict"], adapted=self.policy_config.lora is not None)
+            require_trained(self, checkpoint["state_dict"], trains_part=self.policy_config.trains_part)
         if checkpoint["sampling_seed"] != self.seed:
             rank_zero_info(f"the run goes on with its own seed, {checkpoint['sampling_seed']}, not {self.seed}")
         self.seed = checkpoint["sampling_seed"]

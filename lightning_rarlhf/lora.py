@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_rarlhf.config import LoRAConfig, SamplingConfig
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.frozen_layers import blocks_of
 from lightning_rarlhf.policy import LanguageModel
 
 if TYPE_CHECKING:
@@ -29,8 +30,13 @@ START = "start"
 """Name of a frozen adapter that belongs to the starting policy: one that could not be merged into quantised weights."""
 
 
-def add_adapter(lm: PreTrainedModel, config: LoRAConfig) -> None:
+def add_adapter(lm: PreTrainedModel, config: LoRAConfig, frozen_layers: int = 0) -> None:
     """Put the adapter that learns into `lm` and freeze the rest; it changes no output until it was trained (B = 0).
+
+    Args:
+        lm: changed in place.
+        config: of the adapter.
+        frozen_layers: blocks, from the first on, that get none.
 
     Raises:
         ModelError: a target that names no linear layer; the layers that there are stand in the message.
@@ -42,6 +48,7 @@ def add_adapter(lm: PreTrainedModel, config: LoRAConfig) -> None:
         r=config.r,
         lora_alpha=config.alpha,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
+        exclude_modules=_inside(lm, frozen_layers) or None,
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=_stores_transposed(lm, targets),
@@ -123,6 +130,12 @@ def _targets(lm: PreTrainedModel, config: LoRAConfig) -> list[str]:
                 f"lora.target_modules: {target!r} matches no linear layer of this {kind}; expected of: {candidates}"
             )
     return list(wanted)
+
+
+def _inside(lm: PreTrainedModel, count: int) -> list[str]:
+    """Full names of all that is in the first blocks."""
+    inside = {module for block in blocks_of(lm)[:count] for module in block.modules()}
+    return [name for name, module in lm.named_modules() if module in inside]
 
 
 def _stores_transposed(lm: PreTrainedModel, targets: list[str]) -> bool:

@@ -14,6 +14,7 @@ from lightning_rarlhf.cpu_attention import attend_in_float32_on_cpu
 from lightning_rarlhf.cpu_linear import multiply_by_onednn
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.frozen_layers import FrozenLayers, copy_sharing_frozen
 from lightning_rarlhf.functional.logprobs import chunk_of, token_logprobs, token_logprobs_and_entropy
 from lightning_rarlhf.functional.sequences import position_ids
 from lightning_rarlhf.fused_gelu import fuse_gelu
@@ -35,13 +36,15 @@ class LanguageModel(nn.Module):
     Attributes:
         lm: the transformers model, in eval mode.
         eos_token_ids: i64 [n], tokens that end a response.
+        frozen: the lower layers that do not train; None = there are none.
     """
 
     eos_token_ids: Tensor
     _cuts_last_mlp = False
 
-    def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int]) -> None:
+    def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int], frozen_layers: int = 0) -> None:
         super().__init__()
+        self.frozen = FrozenLayers(lm, frozen_layers) if frozen_layers else None
         self.lm = lm.eval()
         fuse_gelu(self.lm)
         multiply_by_onednn(self.lm)
@@ -49,6 +52,7 @@ class LanguageModel(nn.Module):
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
         self._cuts_last_mlp = _can_cut_last_mlp(self)
+        _check_frozen(self)
 
     @property
     def device(self) -> torch.device:
@@ -113,14 +117,39 @@ class LanguageModel(nn.Module):
         plain = isinstance(layer, nn.Linear) and getattr(layer, "bias", None) is None
         return plain and layer.weight.dtype == torch.float32 and not capped
 
-    def before_responses(self, sequences: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
+    @torch.no_grad()
+    def frozen_states(self, sequences: Tensor, attention_mask: Tensor) -> Tensor | None:
+        """Hidden states that leave the frozen layers, [B, S, H], for any number of passes; None without such layers."""
+        if self.frozen is None:
+            return None
+        with self.frozen.alone() as states:
+            self.trunk(sequences, attention_mask)
+        return states[0]
+
+    def twin(self) -> LanguageModel:
+        """The same distribution in a network of its own, but for the frozen layers' weights, which both have."""
+        assert self.frozen is not None
+        lm = copy_sharing_frozen(self.lm)
+        return LanguageModel(lm, self.eos_token_ids.tolist(), self.frozen.count)
+
+    def above(self, frozen_states: Tensor | None) -> AbstractContextManager[None]:
+        """For forward passes over the sequences that `frozen_states` are of: they begin above the frozen layers.
+
+        Nothing changes where there are no such states, or no such layers.
+        """
+        return nullcontext() if frozen_states is None or self.frozen is None else self.frozen.skipped(frozen_states)
+
+    def before_responses(
+        self, sequences: Tensor, attention_mask: Tensor, response_length: int, frozen_states: Tensor | None = None
+    ) -> Tensor:
         """Hidden states that predict the last `response_length` = T tokens: → [B, T, H].
 
         Columns in which no row has a token are not read; where they are response columns, the result is 0.
         """
         start = sequences.shape[1] - response_length - 1
         first, end = _occupied(attention_mask, start)
-        hidden = self.trunk(sequences[:, first:end], attention_mask[:, first:end], read=max(1, end - start))
+        with self.above(None if frozen_states is None else frozen_states[:, first:end]):
+            hidden = self.trunk(sequences[:, first:end], attention_mask[:, first:end], read=max(1, end - start))
         hidden = hidden[:, start - first : -1]
         return nn.functional.pad(hidden, (0, 0, 0, sequences.shape[1] - end))
 
@@ -132,7 +161,7 @@ class LanguageModel(nn.Module):
     def response_logprobs(self, samples: Samples, sampling: SamplingConfig) -> Tensor:
         """log π(a_t | s_t) of every response token; f32 [B, T]."""
         width = samples.response_mask.shape[1]
-        hidden = self.before_responses(samples.sequences, samples.attention_mask, width)
+        hidden = self.before_responses(samples.sequences, samples.attention_mask, width, samples.frozen_states)
         return self.token_logprobs(hidden, samples.sequences[:, -width:], samples.response_mask, sampling)
 
     def text_logprobs(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -164,12 +193,17 @@ class PolicyStatistics(NamedTuple):
 class ActorCritic(LanguageModel):
     """Actor and critic on one trunk; the critic is a linear layer on the last hidden state (paper, section 4)."""
 
-    def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int]) -> None:
-        super().__init__(lm, eos_token_ids)
+    def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int], frozen_layers: int = 0) -> None:
+        super().__init__(lm, eos_token_ids, frozen_layers)
         self.value_head = nn.Linear(self.hidden_size, 1, dtype=torch.float32)
 
     def forward(
-        self, sequences: Tensor, attention_mask: Tensor, response_mask: Tensor, sampling: SamplingConfig
+        self,
+        sequences: Tensor,
+        attention_mask: Tensor,
+        response_mask: Tensor,
+        sampling: SamplingConfig,
+        frozen_states: Tensor | None = None,
     ) -> PolicyOutput:
         """Log-probabilities and values of the response tokens, with gradients.
 
@@ -178,9 +212,10 @@ class ActorCritic(LanguageModel):
             attention_mask: bool [B, S].
             response_mask: bool [B, T].
             sampling: the distribution whose log-probabilities are meant.
+            frozen_states: [B, S, H], of these sequences, if they are known.
         """
         width = response_mask.shape[1]
-        hidden = self.before_responses(sequences, attention_mask, width)
+        hidden = self.before_responses(sequences, attention_mask, width, frozen_states)
         tokens = sequences[:, -width:]
         return PolicyOutput(self.token_logprobs(hidden, tokens, response_mask, sampling), self._values(hidden))
 
@@ -205,7 +240,7 @@ class ActorCritic(LanguageModel):
         if hidden is not None and samples.logprobs is not None and samples.entropy is not None:
             return PolicyStatistics(samples.logprobs, self._values(hidden), samples.entropy)
         if hidden is None:
-            hidden = self.before_responses(samples.sequences, samples.attention_mask, width)
+            hidden = self.before_responses(samples.sequences, samples.attention_mask, width, samples.frozen_states)
         tokens = samples.sequences[:, -width:]
         logprobs, entropy = token_logprobs_and_entropy(
             hidden,
@@ -311,3 +346,26 @@ def _can_cut_last_mlp(model: LanguageModel) -> bool:
     except (TypeError, RuntimeError, AttributeError, IndexError):
         return False
     return same_states(whole[:, 1:], cut[:, 1:])
+
+
+@torch.no_grad()
+def _check_frozen(model: LanguageModel) -> None:
+    """Refuse to freeze the lower layers of an architecture that cannot be run from above them."""
+    if model.frozen is None or model.lm.device.type == "meta":
+        return
+    ids = torch.arange(3, device=model.lm.device)[None] % 2
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    try:
+        with torch.enable_grad(), model.frozen.alone() as below:
+            model.trunk(ids, mask)
+        with model.above(below[0]):
+            split = model.trunk(ids, mask)
+        sound = not below[0].requires_grad and same_states(model.trunk(ids, mask), split)
+    # blocks that are called otherwise
+    except (TypeError, RuntimeError, AttributeError, IndexError):
+        sound = False
+    if not sound:
+        raise ModelError(
+            f"policy.frozen_layers: {type(model.lm).__name__} has more below its upper layers than embeddings and "
+            "blocks, or calls its blocks in a way of its own; leave frozen_layers out"
+        )

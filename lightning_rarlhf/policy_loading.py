@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.frozen_layers import require_left
 from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import START, add_adapter
 from lightning_rarlhf.own_code import load_pretrained
@@ -34,7 +35,7 @@ def load_causal_lm(config: PolicyConfig, device: torch.device | None = None) -> 
     so it stays a frozen adapter beside them.
 
     Args:
-        config: what to load; `lora` is for `load_actor_critic`.
+        config: what to load; `lora` and `frozen_layers` are for `load_actor_critic`.
         device: where quantised weights are made (they cannot always be moved afterwards); none = the CPU.
 
     Raises:
@@ -139,20 +140,22 @@ def load_actor_critic(
         device: where quantised weights are made; none = the CPU.
 
     Raises:
-        ModelError: nothing there, a tokenizer that does not fit, or adapters for layers that the network does not have.
+        ModelError: nothing there, a tokenizer that does not fit, adapters for layers that the network does not have, or
+            layers to freeze that are not there.
     """
     from safetensors.torch import load_file
 
     lm = load_causal_lm(config, device)
+    require_left(lm, config.frozen_layers)
     if config.lora is not None:
-        add_adapter(lm, config.lora)
+        add_adapter(lm, config.lora, config.frozen_layers)
     rows = embedding_rows(lm)
     if len(tokenizer) > rows:
         raise ModelError(
             f"{config.pretrained}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows; "
             "resize the embeddings (resize_token_embeddings) and save the model again"
         )
-    actor = ActorCritic(lm, end_of_text_ids(lm, tokenizer))
+    actor = ActorCritic(lm, end_of_text_ids(lm, tokenizer), config.frozen_layers)
     saved = Path(config.pretrained) / VALUE_HEAD_FILE
     if saved.is_file():
         actor.value_head.load_state_dict(load_file(saved))

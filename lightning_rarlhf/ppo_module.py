@@ -88,6 +88,7 @@ class RiskAversePPOModule(LanguageModule):
             tail, kept, report = prepare_ppo_batch(
                 rollout, risk_level=self.risk_level, kl_coef=kl_coef, config=self.ppo
             )
+            rollout = rollout.without_frozen_states()
             stats = self.update(tail)
             self.kl_controller.update(observed_kl(rollout.kl, kept, self.kl.observe), len(rollout))
         self.log_iteration(rollout, report, stats, kl_coef, clock.seconds)
@@ -107,8 +108,9 @@ class RiskAversePPOModule(LanguageModule):
                 scores = self.score(samples)
             with clock("rollout"):
                 own = evaluate_samples(self.actor, self.reference, samples, scores, self.sampling)
-        self.rollout = gather_rollout(own, self.tokenizer.pad_token_id)
-        return self.rollout
+        rollout = gather_rollout(own, self.tokenizer.pad_token_id)
+        self.rollout = rollout.without_frozen_states()
+        return rollout
 
     @property
     def iteration(self) -> int:

@@ -65,7 +65,9 @@ def run_ppo_epochs(
         try:
             verdict = judge(dict(zip(_FIGURES, seen.tolist(), strict=True)), config)
         except NumericalError as error:
-            error.evidence |= {f"minibatch.{name}": value for name, value in vars(minibatch).items()}
+            rows_seen = vars(minibatch).items()
+            # the frozen layers' states are large, and are found again from the sequences
+            error.evidence |= {f"minibatch.{name}": value for name, value in rows_seen if name != "frozen_states"}
             raise
         if verdict is Verdict.STEP:
             updater.step(grad_norm)
@@ -95,7 +97,7 @@ def _add_gradients(
     parts = list(dealt(minibatch, size))
     for number, part in enumerate(parts, start=1):
         mask = part.response_mask
-        logprobs, values = policy(part.sequences, part.attention_mask, mask, sampling)
+        logprobs, values = policy(part.sequences, part.attention_mask, mask, sampling, part.frozen_states)
         actor = clipped_surrogate(logprobs, part.logprobs, part.advantages, mask, config.cliprange, denominator=tokens)
         critic = clipped_value_loss(values, part.values, part.returns, mask, config.cliprange_value, denominator=tokens)
         updater.add_gradient(actor.loss + config.vf_coef * critic, last_part=number == len(parts))

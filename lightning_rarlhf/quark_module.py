@@ -76,13 +76,13 @@ class QuarkModule(LanguageModule):
             guard: what happens when a number is not finite.
 
         Raises:
-            UserError: the policy is to be trained by adapters, which have no embedding for the reward tokens.
+            UserError: the embeddings, of which the reward tokens need their own, are not to be trained.
         """
         super().__init__(policy, reference, reward, sampling, evaluation, optimizer, guard)
-        if policy.lora is not None or policy.quantization is not None:
+        if policy.trains_part or policy.quantization is not None:
             raise UserError(
-                "QuarkModule trains the embeddings of its reward tokens with all other weights; leave policy.lora and "
-                "policy.quantization out"
+                "QuarkModule trains the embeddings of its reward tokens with all other weights; leave policy.lora, "
+                "policy.frozen_layers and policy.quantization out"
             )
         self.automatic_optimization = False
         self.quark = quark

@@ -73,10 +73,10 @@ class RectModule(LanguageModule):
             )
         if isinstance(self.trainer.strategy, FSDP2Strategy):
             raise UserError("RectModule's policy is not divided among processes; give --trainer.strategy ddp")
-        if self.policy_config.lora is not None:
+        if self.policy_config.trains_part:
             raise UserError(
-                "RectModule trains no policy, and its head belongs to the policy as it is: leave model.policy.lora "
-                "out; give a policy that was trained with an adapter as the folder that its run exported"
+                "RectModule trains no policy, and its head belongs to the policy as it is: leave model.policy.lora and "
+                "frozen_layers out; give a policy that was trained with an adapter as the folder that its run exported"
             )
         super().setup(stage)
 

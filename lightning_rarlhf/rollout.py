@@ -69,6 +69,7 @@ def prepare_ppo_batch(
     advantages, returns = gae(rewards, rollout.values, mask, config.gamma, config.lam)
     statistic = ranking_statistic(rollout, rewards, returns, config)
     kept = tail_rows(statistic, tail_size(len(rollout), risk_level), ties=config.ties)
+    states = rollout.samples.frozen_states
     kept_advantages = advantages[kept]
     if config.whiten_advantages:
         kept_advantages = masked_whiten(kept_advantages, mask[kept])
@@ -80,6 +81,7 @@ def prepare_ppo_batch(
         values=rollout.values[kept],
         advantages=kept_advantages,
         returns=returns[kept],
+        frozen_states=None if states is None else states[kept],
     )
     return batch, kept, _report(rollout, statistic, kept, episode_returns(rewards, mask, config.gamma))
 

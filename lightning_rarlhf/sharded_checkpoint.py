@@ -56,14 +56,16 @@ def save_shards(folder: Path, checkpoint: dict[str, Any]) -> None:
         raise
 
 
-def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer], *, adapted: bool) -> dict[str, Any]:
+def load_shards(
+    folder: Path, module: nn.Module, optimizers: Sequence[Optimizer], *, trains_part: bool
+) -> dict[str, Any]:
     """Load a folder that any number of processes wrote into a sharded module.
 
     Args:
         folder: of `save_shards`.
         module: holds the sharded network.
         optimizers: over its parameters.
-        adapted: only adapters are trained, so frozen weights may be missing.
+        trains_part: of the policy's network, so that its frozen weights are not to be there.
 
     Returns:
         What of the checkpoint is neither weights nor optimizer state.
@@ -79,10 +81,10 @@ def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]
 
     header = read_checkpoint(folder)
     saved = _saved_weights(_index(folder))
-    require_trained(module, saved, adapted=adapted)
+    require_trained(module, saved, trains_part=trains_part)
     weights = {name: value for name, value in get_model_state_dict(module).items() if name in saved}
     _read_parts(folder, {_WEIGHTS: weights})
-    module.load_state_dict(weights, strict=not adapted)
+    module.load_state_dict(weights, strict=not trains_part)
     for number, optimizer in enumerate(optimizers):
         state = {f"optimizer_{number}": get_optimizer_state_dict(module, optimizer)}
         _read_parts(folder, state)

@@ -88,8 +88,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         if not path.is_dir():
             return super().load_checkpoint(path, weights_only)
         assert self.lightning_module is not None
-        adapted = not self.lightning_module.strict_loading
-        return load_shards(path, self.lightning_module, self.optimizers, adapted=adapted)
+        trains_part = not self.lightning_module.strict_loading
+        return load_shards(path, self.lightning_module, self.optimizers, trains_part=trains_part)
 
 
 def require_supported(trainer: pl.Trainer) -> None:

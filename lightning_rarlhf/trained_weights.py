@@ -1,4 +1,4 @@
-"""What of a module's weights a checkpoint holds: everything, or with adapters what is trained, and nothing less."""
+"""What of a module's weights a checkpoint holds: everything, or where a part is frozen what is trained, no less."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NETWORK = "actor.lm."
 
 
 def left_out(module: nn.Module) -> set[str]:
-    """Names in `module`'s state that a checkpoint need not hold: the frozen weights below the policy's adapters.
+    """Names in `module`'s state that a checkpoint need not hold: the frozen weights of the policy's network.
 
     They, and what quantisation keeps beside them, are read again from the policy's own folder.
     """
@@ -30,30 +30,36 @@ def only_trained(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in omitted}
 
 
-def require_trained(module: nn.Module, state: Mapping[str, Tensor], *, adapted: bool) -> None:
+def require_trained(module: nn.Module, state: Mapping[str, Tensor], *, trains_part: bool) -> None:
     """See that a checkpoint's weights are those that `module` expects, name by name and shape by shape.
 
     Args:
         module: built as the run's settings say.
         state: the checkpoint's weights.
-        adapted: only adapters are trained, so frozen weights may be missing.
+        trains_part: of the policy's network, so that its frozen weights are not to be there.
 
     Raises:
-        UserError: with the first names that are missing, unknown or of another shape.
+        UserError: with the first names that are missing, unknown, frozen or of another shape.
     """
     expected = module.state_dict()
-    omitted = left_out(module) if adapted else set()
+    omitted = left_out(module) if trains_part else set()
     missing = sorted(expected.keys() - omitted - state.keys())
     unknown = sorted(state.keys() - expected.keys())
+    frozen = sorted(omitted & state.keys())
     other = sorted(
         f"{name} {list(state[name].shape)} instead of {list(expected[name].shape)}"
         for name in state.keys() & expected.keys()
         if state[name].shape != expected[name].shape
     )
-    for fault, names in (("lacks", missing), ("has unknown", unknown), ("has of another shape", other)):
+    for fault, names in (
+        ("lacks", missing),
+        ("has unknown", unknown),
+        ("has of another shape", other),
+        ("has frozen", frozen),
+    ):
         if names:
             more = f" and {len(names) - 2} more" if len(names) > 2 else ""
             raise UserError(
                 f"checkpoint: {fault} {', '.join(names[:2])}{more}; it was made with other settings of model.policy "
-                "(pretrained, lora, quantization): give the run's own"
+                "(pretrained, lora, frozen_layers, quantization): give the run's own"
             )

@@ -62,6 +62,7 @@ PLACES = (
     Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py")),
     Place("lightning_rarlhf/fused_gelu.py", 1),
     Place("lightning_rarlhf/last_block.py", 1),
+    Place("lightning_rarlhf/frozen_layers.py", 1),
     Place("lightning_rarlhf/cpu_attention.py", 1),
     Place("lightning_rarlhf/cpu_linear.py", 1),
     Place(
@@ -70,15 +71,17 @@ PLACES = (
         (
             "lightning_rarlhf/cpu_attention.py",
             "lightning_rarlhf/cpu_linear.py",
+            "lightning_rarlhf/frozen_layers.py",
             "lightning_rarlhf/fused_gelu.py",
             "lightning_rarlhf/last_block.py",
         ),
     ),
-    Place("lightning_rarlhf/lora.py", 1, ("lightning_rarlhf/policy.py",)),
+    Place("lightning_rarlhf/lora.py", 1, ("lightning_rarlhf/frozen_layers.py", "lightning_rarlhf/policy.py")),
     Place(
         "lightning_rarlhf/policy_loading.py",
         1,
         (
+            "lightning_rarlhf/frozen_layers.py",
             "lightning_rarlhf/hub.py",
             "lightning_rarlhf/lora.py",
             "lightning_rarlhf/own_code.py",

@@ -217,12 +217,12 @@ def test_an_fsdp2_checkpoint_is_a_folder_of_shards_that_must_be_whole(runs, tmp_
     copy = shutil.copytree(folder, tmp_path / "last.ckpt")
     (copy / "__1_0.distcp").unlink()
     with pytest.raises(UserError, match=r"1 of its 2 parts are missing \(__1_0\.distcp\)"):
-        load_shards(copy, torch.nn.Linear(1, 1), [], adapted=False)
+        load_shards(copy, torch.nn.Linear(1, 1), [], trains_part=False)
     (copy / ".metadata").unlink()
     with pytest.raises(UserError, match=r"\.metadata is missing"):
-        load_shards(copy, torch.nn.Linear(1, 1), [], adapted=False)
+        load_shards(copy, torch.nn.Linear(1, 1), [], trains_part=False)
     with pytest.raises(UserError, match="lacks weight"):
-        load_shards(folder, torch.nn.Linear(1, 1, bias=False), [], adapted=False)
+        load_shards(folder, torch.nn.Linear(1, 1, bias=False), [], trains_part=False)
 
 
 def test_a_process_that_is_killed_ends_the_other_within_a_minute(runs, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: st
     tokenizer = load_tokenizer(policy.pretrained, policy.revision)
     holder = nn.ModuleDict({"actor": load_actor_critic(policy, tokenizer)})
     weights = {name: value for name, value in content["state_dict"].items() if name.startswith("actor.")}
-    require_trained(holder, weights, adapted=policy.lora is not None)
+    require_trained(holder, weights, trains_part=policy.trains_part)
     holder.load_state_dict(weights, strict=False)
     actor: Any = holder["actor"]
     export_policy(actor, tokenizer, folder, with_critic=content["trains_critic"], form=form, policy=policy)

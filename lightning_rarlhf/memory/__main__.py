@@ -92,6 +92,7 @@ def _reference(policy: PolicyConfig, named: str | None) -> PolicyConfig | None:
     return PolicyConfig(
         pretrained=named or policy.pretrained,
         revision=None if named else policy.revision,
+        frozen_layers=policy.frozen_layers if named in (None, policy.pretrained) else 0,
         quantization=policy.quantization,
         dtype=policy.dtype,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -47,7 +47,7 @@ class Run:
 
     policy: PolicyConfig
     reference: PolicyConfig | None
-    """a second network in memory; None = the policy's own with its adapter off"""
+    """a second network in memory, with the policy's frozen layers; None = the policy's own with its adapter off"""
     reward: RewardSettings | None
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     rows: int
@@ -101,17 +101,21 @@ def estimate(run: Run) -> Estimate:
     whole = {"policy made whole": weights} if run.shards else {}
     block = {"policy's largest block made whole": largest_block(actor)} if run.shards else {}
     if run.reference is not None:
-        reference = weight_bytes(empty_policy(run.reference).lm, run.reference.quantization)
+        reference = _reference(run.reference, shares=not run.shards)
         held["reference"] = reference // shards
         whole |= {"reference made whole": reference} if run.shards else {}
     buckets = {"gradients in transit": trained} if run.processes > 1 and not run.shards else {}
     with rehearsed(actor.train()) as count, torch.autocast("cpu", torch.bfloat16, enabled=run.autocast):
         with count() as evaluation, torch.no_grad():
-            actor.statistics(_samples(run, run.rows), run.sampling)
+            samples = _with_states(actor, _samples(run, run.rows))
+            actor.statistics(samples, run.sampling)
+        states = {} if samples.frozen_states is None else {"frozen layers' states": _bytes_of(samples.frozen_states)}
+        del samples
         cache, prompt_pass = _prompt_pass(actor, run, count)
         with count() as update:
-            samples = _samples(run, run.update_rows)
-            output = actor(samples.sequences, samples.attention_mask, samples.response_mask, run.sampling)
+            samples = _with_states(actor, _samples(run, run.update_rows))
+            parts = (samples.sequences, samples.attention_mask, samples.response_mask)
+            output = actor(*parts, run.sampling, samples.frozen_states)
             loss = output.logprobs.sum() + output.values.sum()
             activations = update.now
             loss.backward()
@@ -123,6 +127,7 @@ def estimate(run: Run) -> Estimate:
         "log-probabilities and values": whole | {"forward pass": evaluation.peak},
         "update": block
         | buckets
+        | {name: size * run.processes for name, size in states.items()}  # of all processes' rows
         | {
             "activations": activations,
             "gradients and what the backward pass needs": max(backward, trained // shards + step // shards)
@@ -165,8 +170,8 @@ def _prompt_pass(actor: ActorCritic, run: Run, count: Callable[[], Allocations])
     return int(kept * share), max(0, peak - int(kept * share))
 
 
-def _bytes_of(ids: torch.Tensor) -> int:
-    return ids.untyped_storage().nbytes()
+def _bytes_of(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
 
 
 def _drawing(actor: ActorCritic, run: Run) -> int:
@@ -193,6 +198,16 @@ def _samples(run: Run, rows: int) -> Samples:
         response_mask=torch.ones(rows, width, dtype=torch.bool),
         responses=("",) * rows,
     )
+
+
+def _with_states(actor: ActorCritic, samples: Samples) -> Samples:
+    return replace(samples, frozen_states=actor.frozen_states(samples.sequences, samples.attention_mask))
+
+
+def _reference(policy: PolicyConfig, *, shares: bool) -> int:
+    """Bytes of the reference's weights, less those of frozen layers that are the policy's own."""
+    network = empty_policy(policy).lm
+    return trained_bytes(network) if policy.frozen_layers and shares else weight_bytes(network, policy.quantization)
 
 
 def _state_per_byte(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) -> float:

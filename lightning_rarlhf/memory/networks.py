@@ -24,8 +24,11 @@ _BYTES_PER_WEIGHT = {"8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / 64 / 256}
 class EmptyPolicy(ActorCritic):
     """A policy that reads every column: which of them are padding cannot be asked of tensors without contents."""
 
-    def before_responses(self, sequences: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
-        return self.trunk(sequences, attention_mask, read=response_length + 1)[:, -response_length - 1 : -1]
+    def before_responses(
+        self, sequences: Tensor, attention_mask: Tensor, response_length: int, frozen_states: Tensor | None = None
+    ) -> Tensor:
+        with self.above(frozen_states):
+            return self.trunk(sequences, attention_mask, read=response_length + 1)[:, -response_length - 1 : -1]
 
 
 def empty_policy(policy: PolicyConfig) -> ActorCritic:
@@ -47,14 +50,14 @@ def empty_policy(policy: PolicyConfig) -> ActorCritic:
             line = str(error).splitlines()[0]
             raise ModelError(f"{policy.pretrained}: not a causal language model ({line})") from error
         if policy.lora is not None:
-            add_adapter(lm, policy.lora)
+            add_adapter(lm, policy.lora, policy.frozen_layers)
         if policy.gradient_checkpointing:
             lm.activation_checkpointing_enable()
         if policy.quantization is not None:
             lm.requires_grad_(False)
             for name, parameter in lm.named_parameters():
                 parameter.requires_grad_(".lora_" in name)
-        return EmptyPolicy(lm, [0])
+        return EmptyPolicy(lm, [0], policy.frozen_layers)
 
 
 def empty_classifier(name: str, revision: str | None, dtype: str) -> PreTrainedModel:

@@ -1,0 +1,117 @@
+"""The lower layers of a network that do not train: embeddings and the first blocks.
+
+Policy and reference have them in common, as in TRL's `create_reference_model(num_shared_layers=...)`: their weights are
+in memory once, and the hidden states that leave them, once computed, serve every later pass over the same sequences,
+which then begins above them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lightning_rarlhf.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class FrozenLayers:
+    """Freezes the embeddings and the first blocks of a network, and runs it below or above that boundary only.
+
+    Attributes:
+        count: frozen blocks.
+    """
+
+    def __init__(self, lm: PreTrainedModel, count: int) -> None:
+        """Freeze them. An output layer that is tied to the embeddings is frozen with them.
+
+        Args:
+            lm: a causal language model.
+            count: blocks, from the first on.
+
+        Raises:
+            ModelError: no block would be left to train.
+        """
+        require_left(lm, count)
+        blocks = blocks_of(lm)
+        self.count = count
+        self._below, self._above = blocks[:count], blocks[count:]
+        inside = {module for block in blocks for module in block.modules()}
+        tables = [module for module in lm.modules() if isinstance(module, nn.Embedding) and module not in inside]
+        for part in (*tables, *self._below):
+            part.requires_grad_(False)
+
+    @contextmanager
+    def alone(self) -> Iterator[list[Tensor]]:
+        """Inside, a forward pass computes nothing above; the list then holds the states that leave the frozen layers.
+
+        What the pass itself returns means nothing.
+        """
+        states: list[Tensor] = []
+        outputs: list[Any] = []
+        hooks = (
+            self._below[-1].register_forward_hook(lambda _block, _args, output: outputs.append(output)),
+            self._above[0].register_forward_pre_hook(lambda _block, args: states.append(args[0])),
+        )
+        try:
+            with _instead(self._above, lambda *_, **__: outputs[-1]):
+                yield states
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def skipped(self, states: Tensor) -> Iterator[None]:
+        """Inside, a forward pass over sequences begins with these states of theirs, [B, S, H], as `alone` gave them."""
+        hook = self._above[0].register_forward_pre_hook(lambda _block, args: (states, *args[1:]))
+        try:
+            with _instead(self._below, lambda *_, **__: (states,)):  # a tuple, for models that take a block's first
+                yield
+        finally:
+            hook.remove()
+
+
+def blocks_of(lm: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, from the first on."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def require_left(lm: PreTrainedModel, frozen_layers: int) -> None:
+    """Refuse to freeze every block.
+
+    Raises:
+        ModelError: with the numbers.
+    """
+    blocks = len(blocks_of(lm))
+    if frozen_layers and frozen_layers >= blocks:
+        raise ModelError(
+            f"policy.frozen_layers={frozen_layers}: {lm.name_or_path} has {blocks} layers, of which one at least must "
+            f"train; expected 0 to {max(0, blocks - 1)}"
+        )
+
+
+def copy_sharing_frozen(lm: PreTrainedModel) -> PreTrainedModel:
+    """A copy of `lm` whose frozen weights are those of `lm` itself; the others are its own."""
+    return copy.deepcopy(lm, {id(weight): weight for weight in lm.parameters() if not weight.requires_grad})
+
+
+@contextmanager
+def _instead(blocks: list[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, the blocks do this in place of their own `forward`; hooks, such as a sharding strategy's, still run."""
+    own = [vars(block).get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = forward
+        yield
+    finally:
+        for block, before in zip(blocks, own, strict=True):
+            del block.forward
+            if before is not None:
+                block.forward = before
