@@ -45,6 +45,8 @@ class FrozenLayers:
         tables = [module for module in lm.modules() if isinstance(module, nn.Embedding) and module not in inside]
         for part in (*tables, *self._below):
             part.requires_grad_(False)
+        if lm.is_activation_checkpointing:
+            lm.disable_input_require_grads()  # else the backward pass would go down to the embeddings' output
 
     @contextmanager
     def alone(self) -> Iterator[list[Tensor]]:

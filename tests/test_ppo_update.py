@@ -22,7 +22,7 @@ class Echo:
     def __init__(self) -> None:
         self.rows: list[list[int]] = []
 
-    def __call__(self, sequences, attention_mask, response_mask, sampling):
+    def __call__(self, sequences, attention_mask, response_mask, sampling, frozen_states=None):
         self.rows.append(sequences[:, 0].tolist())
         numbers = sequences[:, :2].float()
         return PolicyOutput(numbers, numbers)

@@ -105,9 +105,12 @@ def test_a_divided_policy_is_refused():
         module.setup("fit")
 
 
-def test_adapters_are_refused():
-    policy = PolicyConfig(pretrained="policy", lora=LoRAConfig(r=2))
+@pytest.mark.parametrize("part", [{"lora": LoRAConfig(r=2)}, {"frozen_layers": 1}])
+def test_a_policy_that_is_trained_in_part_is_refused(part):
+    policy = PolicyConfig(pretrained="policy", **part)
     module = RectModule(CallableReward("tests.test_rect_module.no_films"), bad_below=0.0, policy=policy)
     module.trainer = SimpleNamespace(strategy=None)
-    with pytest.raises(UserError, match=r"RectModule trains no policy.*: leave model\.policy\.lora out"):
+    with pytest.raises(
+        UserError, match=r"RectModule trains no policy.*: leave model\.policy\.lora and frozen_layers out"
+    ):
         module.setup("fit")

@@ -33,6 +33,7 @@ SCENARIOS = {
     # name: what it adds to the configuration
     "full": ["--model.policy.gradient_checkpointing", "true"],
     "lora": ["--model.policy.lora", "{}", "--model.ppo.micro_batch_size", "1"],
+    "frozen": ["--model.policy.frozen_layers", "1", "--model.ppo.micro_batch_size", "1"],
 }
 DATA = {"prompt_tokens": 6, "val_size": 9, "test_size": 11, "batch_size": 7, "eval_batch_size": 4, "progress": False}
 ITERATIONS = 4
@@ -171,11 +172,11 @@ def test_metrics_of_every_iteration_and_final_weights_are_those_of_one_process(r
 
 def test_the_runs_that_are_compared_learned_something(runs):
     start = {name: value for path in runs.policy.glob("*.safetensors") for name, value in load_file(path).items()}
-    for scenario in ("full", "lora"):
+    for scenario in SCENARIOS:
         moved = runs.weights(scenario, "alone")
         assert max((moved[name] - start[name]).abs().max() for name in start) > 1e-3
-    started = [runs.metrics(name, "alone")[0]["objective/kl"] for name in ("full", "lora")]
-    assert started == [pytest.approx(0, abs=1e-4), 0.0]  # one network with LoRA: to the bit
+    started = [runs.metrics(name, "alone")[0]["objective/kl"] for name in ("full", "lora", "frozen")]
+    assert started == [pytest.approx(0, abs=1e-4), 0.0, pytest.approx(0, abs=1e-4)]  # one network with LoRA: to the bit
     iterations = [row for row in runs.metrics("full", "alone") if "risk/tail_size" in row]
     assert [row["risk/tail_size"] for row in iterations] == [7, 5, 3, 3]
     assert iterations[-1]["risk/tail_score_mean"] < -2  # all of the tail lies on process 0
