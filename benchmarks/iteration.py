@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,19 +25,16 @@ from benchmarks.workload import SIZES, TASKS, Workload, workload
 
 PRECISIONS = ("32-true", "bf16-mixed")
 Turn = dict[str, Any]
+_OPTIONAL = ("batch", "vocabulary", "epochs", "frozen_layers")
 
 
 def main() -> None:
     """Measure what the command line asks for."""
     options = parse()
     changes = {"risk_level": options.level, "precision": options.precision}
-    changes |= {name: value for name in ("batch", "vocabulary", "epochs") if (value := getattr(options, name))}
+    changes |= {name: value for name in _OPTIONAL if (value := getattr(options, name))}
     work = workload(options.size, options.task, **changes)
-    other = (
-        work
-        if options.peer_precision is None
-        else workload(options.size, options.task, **{**changes, "precision": options.peer_precision})
-    )
+    other = replace(work, precision=options.peer_precision or options.precision, frozen_layers=0)
     libraries = [options.peer] if options.peer else []
     result = against(work, other, libraries, options.threads, options.turns, options.before)
     print(json.dumps(result) if options.json else table(result))
@@ -52,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="episodes B; default: of the size")
     parser.add_argument("--vocabulary", type=int, help="V; default: of the size")
     parser.add_argument("--epochs", type=int, help="PPO epochs; default 4")
+    parser.add_argument("--frozen-layers", type=int, help="of this library's policy; default: none")
     parser.add_argument("--peer", choices=PEERS, help="library to take turns with, in an environment of its own")
     parser.add_argument("--peer-precision", choices=PRECISIONS, help="default: the same")
     parser.add_argument("--before", type=Path, help="another checkout of this library to take turns with")
@@ -68,7 +67,7 @@ def against(
 
     Args:
         work: this library's workload.
-        other: the others', which may differ in precision.
+        other: the others', which may differ in precision and in frozen layers.
         peers: libraries to take turns with.
         threads: of torch, each.
         turns: that are measured.

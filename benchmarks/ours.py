@@ -91,8 +91,9 @@ def prompt_batch(work: Workload) -> PromptBatch:
 
 def main(folder: Path, work: Workload) -> None:
     """Serve turns until the other side closes the line."""
+    frozen = {"frozen_layers": work.frozen_layers} if work.frozen_layers else {}
     module = RiskAversePPOModule(
-        policy=PolicyConfig(pretrained=str(folder / "policy")),
+        policy=PolicyConfig(pretrained=str(folder / "policy"), **frozen),
         reward=ClassifierReward(str(folder / "reward")),
         sampling=SamplingConfig(max_new_tokens=work.response),
         ppo=PPOConfig(epochs=work.epochs),

@@ -28,6 +28,7 @@ class Workload:
     epochs: int = 4
     risk_level: float = 1.0
     precision: str = "32-true"
+    frozen_layers: int = 0
 
     @property
     def kept(self) -> int:
@@ -47,11 +48,18 @@ class Workload:
 
     @property
     def update_flops(self) -> float:
-        """Of all epochs over the kept rows, backward = 2 × forward; nothing that is computed twice is counted twice."""
-        return 3 * self.epochs * self.forward_flops(self.kept, head_tokens=self.response)
+        """Of all epochs over the kept rows, backward = 2 × forward; nothing that is computed twice is counted twice.
+
+        Frozen layers are not run; the head is tied to the embeddings, so that its weight then has no gradient.
+        """
+        above = replace(self, layers=self.layers - self.frozen_layers)
+        flops = 3 * self.epochs * above.forward_flops(self.kept, head_tokens=self.response)
+        unmade = 2 * self.epochs * self.kept * self.response * self.hidden * self.vocabulary
+        return flops - unmade if self.frozen_layers else flops
 
     def to_dict(self) -> dict[str, int | float | str]:
-        return asdict(self)
+        """Without a setting that is not used: an older checkout may not know it."""
+        return {name: value for name, value in asdict(self).items() if name != "frozen_layers" or value}
 
 
 SIZES = {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,16 @@ def test_the_update_pays_for_the_kept_rows_only():
     assert workload("tiny", "imdb", risk_level=0.4).kept == 13  # ⌈12.8⌉
     assert workload("tiny", "imdb", risk_level=0.2).kept == 7
     assert workload("tiny", "imdb", batch=30, risk_level=0.1).kept == 3  # not 4: 0.1 · 30 is 3 up to rounding
+
+
+def test_frozen_layers_are_paid_for_by_nobody():
+    head = 2 * SMALL.kept * 4 * 64 * 50
+    plain, frozen = SMALL, replace(SMALL, frozen_layers=1)
+    layer = plain.forward_flops(3, head_tokens=4) - replace(plain, layers=1).forward_flops(3, head_tokens=4)
+    assert plain.update_flops - frozen.update_flops == plain.epochs * (3 * layer + head)
+    assert Workload(**plain.to_dict()) == plain
+    assert Workload(**frozen.to_dict()) == frozen
+    assert "frozen_layers" not in plain.to_dict()
 
 
 def test_a_measurement_from_the_command_line(monkeypatch, capsys):
