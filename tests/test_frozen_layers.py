@@ -166,11 +166,14 @@ def test_blocks_that_are_called_by_keyword_are_refused():
 # with adapters
 
 
-@pytest.mark.parametrize("targets", [None, ["all-linear"]])
+@pytest.mark.parametrize(("targets", "quantization"), [(None, None), (["all-linear"], None), (None, "8bit")])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_are_above_the_frozen_layers_only(policy_folders, family, targets):
+def test_adapters_are_above_the_frozen_layers_only(policy_folders, family, targets, quantization):
     config = PolicyConfig(
-        pretrained=str(policy_folders[family]), frozen_layers=1, lora=LoRAConfig(r=2, target_modules=targets)
+        pretrained=str(policy_folders[family]),
+        frozen_layers=1,
+        lora=LoRAConfig(r=2, target_modules=targets),
+        quantization=quantization,
     )
     actor = load_actor_critic(config, load_tokenizer(config.pretrained))
     learning = [n for n, p in actor.named_parameters() if p.requires_grad and not n.startswith("value_head.")]
