@@ -9,7 +9,11 @@ import re
 import typing
 from collections.abc import Iterable, Iterator
 
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_rarlhf.decoding.method import DecodingMethod
+from lightning_rarlhf.reward_models import RewardModel
 
 _UNKNOWN = re.compile(
     r"unrecognized arguments: --(?P<argument>[^\s=]+)"
@@ -19,6 +23,9 @@ _UNKNOWN = re.compile(
     r"|Key '(?P<expected>[^']+)' is not expected"
 )
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
+_NO_SUCH_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\w+)$")
+_NAMED_BARE: tuple[type, ...] = (LightningModule, LightningDataModule, Callback, DecodingMethod, RewardModel)
+"""kinds of classes that a user names without their module"""
 _PARSER_KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
 _GIVEN = "Given value: "
 _NOISE = (
@@ -107,8 +114,24 @@ def _wrong_value(message: str) -> str | None:
             keys.append(found["key"])
             text = found["rest"]
         if keys and text and not text.startswith(_NOISE):
-            return f"{'.'.join(keys)}: {text}{_given(lines[number + 1 :], text)}"
+            unnamed = _NO_SUCH_CLASS.search(text)
+            reason = _no_such_class(unnamed["name"]) if unnamed else text + _given(lines[number + 1 :], text)
+            return f"{'.'.join(keys)}: {reason}"
     return None
+
+
+def _no_such_class(name: str) -> str:
+    known = {cls.__name__ for base in _NAMED_BARE for cls in _below(base)}
+    near = difflib.get_close_matches(name, known, n=1)
+    mend = f"did you mean {near[0]!r}?" if near else "give its import path, as package.module.Name"
+    return f"no class is called {name!r}; {mend}"
+
+
+def _below(base: type) -> Iterator[type]:
+    """Every class that is one of `base`, as far as it is imported."""
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _below(cls)
 
 
 def _given(lines: list[str], reason: str) -> str:

@@ -115,7 +115,7 @@ class QuarkPool:
             self._cut_back()
             raise UserError(
                 f"{self.folder}: the pool cannot grow ({error.strerror}); its {len(self)} responses are intact: make "
-                "room and go on with --ckpt_path last"
+                "room, then go on with --ckpt_path last, or begin anew if the run has no checkpoint yet"
             ) from error
         self._records = np.concatenate([self._records, records])
         self._tokens += len(flat)

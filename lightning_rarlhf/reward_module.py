@@ -247,9 +247,12 @@ class RewardModule(GuardedModule):
     # what stays
 
     def on_fit_end(self) -> None:
-        """Export ``<run>/huggingface``, unless the fit was interrupted or only a trial (fast_dev_run)."""
+        """Export ``<run>/huggingface``, unless the fit was interrupted, only a trial (fast_dev_run), or of no step."""
         trainer = self.trainer
         if not trainer.is_global_zero or trainer.interrupted or getattr(trainer, "fast_dev_run", False):
+            return
+        if not trainer.global_step:  # the head may be random
+            rank_zero_info("exported nothing: no step was taken; set trainer.max_epochs or trainer.max_steps")
             return
         folder = Path(trainer.default_root_dir) / "huggingface"
         export_classifier(self.classifier, self.tokenizer, folder)

@@ -258,6 +258,15 @@ CASES = {
     ),
     "checkpoint at an address": (["--ckpt_path", "https://host/last.ckpt"], r"no such checkpoint"),
     "checkpoints with code": (["--weights_only", "false"], r"unknown key 'weights_only'"),
+    "misspelt module": (
+        ["--model", "RiskAvrsePPO"],
+        r"model: no class is called .*did you mean 'RiskAversePPOModule'\?",
+    ),
+    "no such reward": (["--model.reward", "Foo"], r"model\.reward: no class is called 'Foo'; give its import path"),
+    "misspelt callback": (
+        ["--trainer.callbacks+=RiskShedule"],
+        r"trainer\.callbacks: no class is called 'RiskShedule'; did you mean 'RiskSchedule'\?",
+    ),
     "latin-1": (["--data.path", "{world}/latin_1"], r"train\.csv: cannot be read .*UTF-8"),
     "reward that is not there": (
         ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_bad_input.nothing"],

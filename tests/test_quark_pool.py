@@ -90,7 +90,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_pool_as_it_was(pool, monkeypatch
 
     monkeypatch.setattr(quark_pool, "_write", full)
     with pytest.raises(
-        UserError, match=r"cannot grow \(No space left on device\); its 2 responses are intact: make room and"
+        UserError, match=r"cannot grow \(No space left on device\); its 2 responses are intact: make room, then"
     ):
         pool.append(*SECOND)
     assert files(pool) == before

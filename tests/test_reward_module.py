@@ -323,7 +323,9 @@ def test_a_full_disk_at_the_end_is_said_in_a_line_and_leaves_the_former_folder(b
     module.tokenizer = load_classifier_tokenizer(str(backbone))
     module.classifier, _ = load_classifier(BackboneConfig(pretrained=str(backbone)), ["toxic"], 2)
     assert (backbone / "config.json").stat().st_size < 5000 < (backbone / "model.safetensors").stat().st_size
-    module._trainer = SimpleNamespace(is_global_zero=True, interrupted=False, default_root_dir=str(tmp_path))
+    module._trainer = SimpleNamespace(
+        is_global_zero=True, interrupted=False, default_root_dir=str(tmp_path), global_step=1
+    )
     folder.mkdir()
     (folder / "former.txt").write_text("a former export")
     (tmp_path / "reliability.png").write_bytes(b"a former picture")
@@ -406,6 +408,14 @@ def test_mistakes_are_one_line_and_exit_2(backbone, tmp_path, capsys, case):
     message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(message) == 1
     assert re.search(expected, message[0]), message[0]
+    assert not (tmp_path / "run" / "huggingface").exists()
+
+
+def test_a_fit_of_no_step_exports_no_random_head(backbone, tmp_path):
+    data = write_csv(tmp_path / "labelled.csv", texts(60))
+    config = ["--config", str(ROOT / "configs" / "reward" / "labels.yaml"), "--data.path", str(data)]
+    arguments = ["--data.label_columns", "[toxic]", "--trainer.max_epochs", "0"]
+    train.main(["fit", *config, *common(backbone, tmp_path / "run"), *QUIET, *arguments])
     assert not (tmp_path / "run" / "huggingface").exists()
 
 
