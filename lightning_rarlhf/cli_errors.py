@@ -121,17 +121,17 @@ def _wrong_value(message: str) -> str | None:
 
 
 def _no_such_class(name: str) -> str:
-    known = {cls.__name__ for base in _NAMED_BARE for cls in _below(base)}
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, {known for kind in _NAMED_BARE for known in _names_below(kind)}, n=1)
     mend = f"did you mean {near[0]!r}?" if near else "give its import path, as package.module.Name"
     return f"no class is called {name!r}; {mend}"
 
 
-def _below(base: type) -> Iterator[type]:
-    """Every class that is one of `base`, as far as it is imported."""
-    for cls in base.__subclasses__():
-        yield cls
-        yield from _below(cls)
+def _names_below(kind: type) -> Iterator[str]:
+    """Names of the classes that are of that kind, as far as they are imported."""
+    below: list[type] = kind.__subclasses__()
+    for cls in below:
+        yield cls.__name__
+        yield from _names_below(cls)
 
 
 def _given(lines: list[str], reason: str) -> str:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.distributed import rank
-from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.errors import ModelError, UserError
 from lightning_rarlhf.evaluated_module import EvaluatedModule
 from lightning_rarlhf.hub import require_model, split_revision
 from lightning_rarlhf.lora import WithoutAdapter
@@ -32,7 +32,7 @@ from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import require_room
 from lightning_rarlhf.sharding import whole_state
 from lightning_rarlhf.strategies import FSDP2Strategy, divide, require_same_seed, require_supported, usable
-from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.tokenizer import load_tokenizer, require_same_tokens
 from lightning_rarlhf.trained_weights import only_trained, require_trained
 
 if TYPE_CHECKING:
@@ -168,7 +168,17 @@ class LanguageModule(EvaluatedModule):
                 f"{self.policy_config.pretrained} {self.actor.vocabulary}: "
                 "KL needs one vocabulary; name a reference of the policy's family"
             )
+        if self.reference_name is not None:
+            self._require_same_tokens(name, revision)
         return self._placed(model)
+
+    def _require_same_tokens(self, name: str, revision: str | None) -> None:
+        """Refuse a reference that means other texts by the policy's ids, where its folder can tell."""
+        try:
+            theirs = load_tokenizer(name, revision)
+        except ModelError:  # weights alone
+            return
+        require_same_tokens(self.tokenizer, theirs, f"reference {name}", width=self.actor.vocabulary)
 
     def _placed(self, reference: LanguageModel) -> FrozenModel:
         frozen = FrozenModel(reference)

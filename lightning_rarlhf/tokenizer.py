@@ -39,6 +39,31 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
+def require_same_tokens(
+    ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, who: str, *, width: int | None = None
+) -> None:
+    """Refuse a network that means other texts by the same token ids.
+
+    Args:
+        ours: the policy's tokenizer.
+        theirs: the other network's.
+        who: names the other network.
+        width: only ids below it can be drawn, and are compared; None = all.
+
+    Raises:
+        ModelError: with the first token that differs.
+    """
+    mine, its = (
+        {(word, at) for word, at in each.get_vocab().items() if width is None or at < width} for each in (ours, theirs)
+    )
+    if mine != its:
+        word, at = min(mine ^ its, key=lambda item: item[1])
+        raise ModelError(
+            f"{who}: its tokenizer has {len(its)} tokens, that of the policy {ours.name_or_path} {len(mine)}, and they "
+            f"differ, first at {word!r} (id {at}); give a model of the policy's family"
+        )
+
+
 def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that the tokenizer puts before every text of its own accord: none for GPT-2, BOS for Llama."""
     probe = "a"

@@ -40,6 +40,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_csv(root / name / "train.csv", rows)
         write_csv(root / name / "test.csv", jigsaw_rows(20, 20, start=1000))
     _break_models(root)
+    shutil.copytree(root / "policy", root / "other_words")
+    tokenizer = root / "other_words" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("rude", "ruder"))
     (root / "latin_1").mkdir()
     (root / "latin_1" / "train.csv").write_bytes("id,comment_text,toxic\n1,caf\xe9,0\n".encode("latin-1"))
     write_csv(root / "latin_1" / "test.csv", jigsaw_rows(5, 5))
@@ -255,6 +258,10 @@ CASES = {
     "pinned reference out of reach": (
         ["--model.reference", "someone/unknown@v1"],
         r"someone/unknown'?: .*local folder",
+    ),
+    "reference of other words": (
+        ["--model.reference", "{world}/other_words"],
+        r"reference .*other_words: its tokenizer has \d+ tokens, .*differ, first at '▁ruder?' \(id \d+\)",
     ),
     "checkpoint at an address": (["--ckpt_path", "https://host/last.ckpt"], r"no such checkpoint"),
     "checkpoints with code": (["--weights_only", "false"], r"unknown key 'weights_only'"),

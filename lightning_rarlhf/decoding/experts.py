@@ -9,7 +9,7 @@ from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import split_revision
 from lightning_rarlhf.policy import LanguageModel
 from lightning_rarlhf.policy_loading import end_of_text_ids, load_causal_lm
-from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.tokenizer import load_tokenizer, require_same_tokens
 
 
 def load_expert(name: str, role: str, host: Host) -> LanguageModel:
@@ -24,14 +24,7 @@ def load_expert(name: str, role: str, host: Host) -> LanguageModel:
         ModelError: nothing there, or another vocabulary.
     """
     pretrained, revision = split_revision(name)
-    theirs, ours = load_tokenizer(pretrained, revision).get_vocab(), host.tokenizer.get_vocab()
-    if theirs != ours:
-        differing = sorted(set(theirs.items()) ^ set(ours.items()), key=lambda item: item[1])
-        raise ModelError(
-            f"{role} {name}: its tokenizer has {len(theirs)} tokens, that of the policy {host.config.pretrained} "
-            f"{len(ours)}, and they differ, first at {differing[0][0]!r} (id {differing[0][1]}); give a model of the "
-            "policy's family"
-        )
+    require_same_tokens(host.tokenizer, load_tokenizer(pretrained, revision), f"{role} {name}")
     lm = load_causal_lm(replace(host.config, pretrained=pretrained, revision=revision, lora=None), host.device)
     rows, own = (int(each.config.get_text_config().vocab_size) for each in (lm, host.policy.lm))
     if rows != own:
