@@ -30,7 +30,8 @@ def _available() -> bool:
     """Whether this build of torch has the product; no public function reaches it, so look and try."""
     if not torch.backends.mkldnn.is_available():
         return False
-    left, right, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(4.0)
+    with torch.device("cpu"):  # a network may be made on the meta device, and the answer holds for the whole process
+        left, right, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(4.0)
     try:
         return torch.equal(_product(left, right, bias), left @ right.t() + bias)
     except (AttributeError, RuntimeError, TypeError):
@@ -48,7 +49,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
+        # a frozen weight has no gradient, for which the inputs would be needed
+        ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, weight)
         return _product(inputs, weight, bias)
 
     @staticmethod
