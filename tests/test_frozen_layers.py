@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -219,8 +221,9 @@ def freeze_first_block(actor: LanguageModel) -> None:
             parameter.requires_grad_(False)
 
 
-def module_of(kind: type[RiskAversePPOModule], **policy) -> RiskAversePPOModule:
+def module_of(kind: type[RiskAversePPOModule], reference: str | None = None, **policy: Any) -> RiskAversePPOModule:
     return kind(
+        reference=reference,
         policy=PolicyConfig(**policy),
         reward=CallableReward(f"{__name__}.worth"),
         ppo=PPOConfig(minibatch_size=3, micro_batch_size=2),
@@ -266,6 +269,22 @@ def test_every_metric_is_that_of_the_same_weights_frozen_by_hand(policy_folders,
     assert all(torch.equal(weight, start[name]) for name, weight in shared.reference.model.lm.state_dict().items())
     held, twins = dict(shared.actor.lm.named_parameters()), dict(shared.reference.model.lm.named_parameters())
     assert all((twins[name] is weight) == (not weight.requires_grad) for name, weight in held.items())
+
+
+def test_another_reference_has_layers_of_its_own(policy_folders, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(policy_folders["llama"], other)
+    lm = causal_lm("llama")
+    lm.model.layers[0].mlp.up_proj.weight.data.mul_(0.5)
+    lm.save_pretrained(other)
+    common = {"reference": str(other), "pretrained": str(policy_folders["llama"])}
+    expected = metrics_of(module_of(ByHand, **common), tmp_path)
+    module = module_of(RiskAversePPOModule, frozen_layers=1, **common)
+    for old, new in zip(expected, metrics_of(module, tmp_path), strict=True):
+        assert new == pytest.approx(old, rel=1e-5, abs=1e-5)
+    assert abs(expected[0]["objective/kl"]) > 1e-3
+    ours, theirs = ({p.data_ptr() for p in lm.parameters()} for lm in (module.actor.lm, module.reference.model.lm))
+    assert not ours & theirs
 
 
 # checkpoints

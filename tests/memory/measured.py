@@ -23,8 +23,8 @@ def status(name: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def main(folder: str, cases: list[tuple[bool, bool]], sizes: tuple[int, int, int]) -> None:
-    """Print the rise for each case, (gradient checkpointing, LoRA); each in a child, for libraries are loaded once."""
+def main(folder: str, cases: list[tuple[bool, bool, int]], sizes: tuple[int, int, int]) -> None:
+    """Print the rise for each case (checkpointing, LoRA, frozen layers), each in a child: libraries are loaded once."""
     quiet()
     # large blocks go back to the system when they are freed, so that the count is that of live memory
     libc = ctypes.CDLL("libc.so.6")
@@ -38,10 +38,15 @@ def main(folder: str, cases: list[tuple[bool, bool]], sizes: tuple[int, int, int
         assert os.waitpid(child, 0)[1] == 0
 
 
-def rise(libc: ctypes.CDLL, folder: str, checkpointing: bool, lora: bool, rows: int, prompt: int, response: int) -> int:
+def rise(
+    libc: ctypes.CDLL, folder: str, checkpointing: bool, lora: bool, frozen: int, rows: int, prompt: int, response: int
+) -> int:
     """Bytes at the peak of an update, above what there was before."""
     policy = PolicyConfig(
-        pretrained=folder, gradient_checkpointing=checkpointing, lora=LoRAConfig(r=16) if lora else None
+        pretrained=folder,
+        gradient_checkpointing=checkpointing,
+        lora=LoRAConfig(r=16) if lora else None,
+        frozen_layers=frozen,
     )
     one_update(policy, folder, 1, 2, 2)  # libraries are loaded by now, and are not what is measured
     gc.collect()
@@ -59,10 +64,11 @@ def one_update(policy: PolicyConfig, folder: str, rows: int, prompt: int, respon
     optimizer = torch.optim.Adam([p for p in actor.parameters() if p.requires_grad])
     ids = torch.randint(3, 16, (rows, prompt + response))
     mask = torch.ones_like(ids, dtype=torch.bool)
+    states = actor.frozen_states(ids, mask)
     for _ in range(2):
         optimizer.zero_grad()
         Path("/proc/self/clear_refs").write_text("5")
-        output = actor(ids, mask, mask[:, prompt:], SamplingConfig(max_new_tokens=response))
+        output = actor(ids, mask, mask[:, prompt:], SamplingConfig(max_new_tokens=response), states)
         (output.logprobs.sum() + output.values.sum()).backward()
         optimizer.step()
         del output

@@ -17,8 +17,8 @@ from lightning_rarlhf.policy_loading import load_causal_lm
 from tests.tiny_models import FAMILIES, WORDS, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = [(False, False), (True, False), (False, True)]
-"""gradient checkpointing, LoRA"""
+CASES = [(False, False, 0), (True, False, 0), (False, True, 0), (False, False, 4)]
+"""gradient checkpointing, LoRA, frozen layers of six"""
 SIZES = {"rows": 16, "prompt_tokens": 32, "max_new_tokens": 32}
 
 
@@ -49,7 +49,7 @@ def run_of(folder, **policy) -> Run:
 
 
 @pytest.fixture(scope="module")
-def measured(middling) -> dict[tuple[bool, bool], int]:
+def measured(middling) -> dict[tuple[bool, bool, int], int]:
     """Bytes of each case, from one process of its own that has loaded the libraries once."""
     words = [str(middling), json.dumps(CASES), json.dumps([*SIZES.values()])]
     script = [sys.executable, str(ROOT / "tests" / "memory" / "measured.py"), *words]
@@ -57,12 +57,13 @@ def measured(middling) -> dict[tuple[bool, bool], int]:
     return dict(zip(CASES, map(int, done.stdout.split()), strict=True))
 
 
-@pytest.mark.parametrize(("checkpointing", "lora"), CASES)
-def test_the_update_needs_what_was_estimated_within_15_percent(middling, measured, checkpointing, lora):
-    policy = {"gradient_checkpointing": checkpointing, "lora": LoRAConfig(r=16) if lora else None}
+@pytest.mark.parametrize(("checkpointing", "lora", "frozen"), CASES)
+def test_the_update_needs_what_was_estimated_within_15_percent(middling, measured, checkpointing, lora, frozen):
+    adapters = LoRAConfig(r=16) if lora else None
+    policy = {"gradient_checkpointing": checkpointing, "lora": adapters, "frozen_layers": frozen}
     said = estimate(replace(run_of(middling, **policy), reference=None)).peak("update")
-    print(said / 2**20, measured[checkpointing, lora] / 2**20)
-    assert said == pytest.approx(measured[checkpointing, lora], rel=0.15)
+    print(said / 2**20, measured[checkpointing, lora, frozen] / 2**20)
+    assert said == pytest.approx(measured[checkpointing, lora, frozen], rel=0.15)
 
 
 @pytest.mark.parametrize("quantization", [None, "8bit"])
