@@ -362,7 +362,7 @@ def _check_frozen(model: LanguageModel) -> None:
             split = model.trunk(ids, mask)
         sound = not below[0].requires_grad and same_states(model.trunk(ids, mask), split)
     # blocks that are called otherwise
-    except (TypeError, RuntimeError, AttributeError, IndexError):
+    except (TypeError, RuntimeError, AttributeError, LookupError):
         sound = False
     if not sound:
         raise ModelError(

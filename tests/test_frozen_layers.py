@@ -271,6 +271,28 @@ def test_every_metric_is_that_of_the_same_weights_frozen_by_hand(policy_folders,
     assert all((twins[name] is weight) == (not weight.requires_grad) for name, weight in held.items())
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_sequences_go_through_the_frozen_layers_once_an_iteration(policy_folder, tmp_path, precision):
+    """Apart from sampling, which reads prompts and then a token at a time."""
+    widths: list[int] = []
+    parts: list[int] = []
+
+    class Watch(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            for network in (pl_module.actor.lm, pl_module.reference.model.lm):
+                below, above = (block.mlp for block in network.transformer.h)
+                below.register_forward_hook(lambda _mlp, args, _output: widths.append(args[0].shape[1]))
+                above.register_forward_hook(lambda _mlp, args, _output: parts.append(args[0].shape[1]))
+
+    module = module_of(RiskAversePPOModule, pretrained=str(policy_folder), frozen_layers=1)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, max_steps=2, callbacks=[Watch()], precision=precision)
+    trainer.fit(module, datamodule=Prompts())
+    prompt = prompts(0).input_ids.shape[1]
+    assert sum(width == prompt for width in widths) == 2
+    assert sum(width > prompt for width in widths) == 2
+    assert sum(width > 1 for width in parts) > 2 * 4 * 4  # two iterations of four epochs of four parts or more
+
+
 def test_another_reference_has_layers_of_its_own(policy_folders, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(policy_folders["llama"], other)
