@@ -91,7 +91,7 @@ def prompt_batch(work: Workload) -> PromptBatch:
 
 def main(folder: Path, work: Workload) -> None:
     """Serve turns until the other side closes the line."""
-    frozen = {"frozen_layers": work.frozen_layers} if work.frozen_layers else {}
+    frozen = {name: value for name, value in work.to_dict().items() if name == "frozen_layers"}  # older ones lack it
     module = RiskAversePPOModule(
         policy=PolicyConfig(pretrained=str(folder / "policy"), **frozen),
         reward=ClassifierReward(str(folder / "reward")),

@@ -59,16 +59,27 @@ class _Linear(torch.autograd.Function):
         grad: Tensor = grads[0]
         of_inputs, of_weight, of_bias = ctx.needs_input_grad
         return (
-            _product(grad, weight.t(), None) if of_inputs else None,
-            # sums over many rows: MKL's product is as good
+            _input_gradient(grad, weight) if of_inputs else None,
             _weight_gradient(grad, inputs, weight) if of_weight else None,
             grad.sum(dim=0) if of_bias else None,
         )
 
 
+def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad · weight, [M, K]."""
+    return grad @ weight if grad.shape[1] > _LONG_SUM else _product(grad, weight.t(), None)
+
+
 def _weight_gradient(grad: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-    """gradᵀ · inputs, [N, K], laid out in memory as the weight is: GPT-2's are transposed."""
+    """gradᵀ · inputs, [N, K], laid out in memory as the weight is: GPT-2's are transposed.
+
+    A sum over many rows, which MKL divides among threads where oneDNN does not.
+    """
     return grad.t() @ inputs if weight.is_contiguous() else (inputs.t() @ grad).t()
+
+
+_LONG_SUM = 4096
+"""terms, as of an output layer's vocabulary, from which on MKL is the faster one"""
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:

@@ -69,6 +69,13 @@ def test_values_and_gradients_are_torchs(layer, shape, calls):
     assert all(p.grad.stride() == p.stride() for p in ours.parameters())
 
 
+def test_an_output_layers_gradients_are_torchs_too(calls):
+    layer = nn.Linear(4, cpu_linear._LONG_SUM + 1, bias=False)
+    inputs = torch.randn(3, 4)
+    torch.testing.assert_close(with_gradients(converted(layer), inputs), with_gradients(layer, inputs))
+    assert calls == [[3, 4]], "the long sum is MKL's"
+
+
 def test_results_may_be_overwritten(layer):
     result = converted(layer)(torch.randn(2, 3, 24))
     result[..., :2] = 0.0
