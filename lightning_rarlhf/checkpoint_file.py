@@ -13,6 +13,7 @@ import torch
 
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_move import PARTIAL, in_one_move, move_folder_in
+from lightning_rarlhf.plain_text import first_line
 
 _SHARDED_HEADER = "meta.pt"
 """file of a sharded checkpoint's folder that holds everything but the shards"""
@@ -73,7 +74,7 @@ def read_checkpoint(path: Path, *, map_location: Any = "cpu", header: bool = Fal
             f"checkpoint {path} cannot be read: {error.strerror or error}; mend that, or go on from another one"
         ) from error
     except _UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        reason = first_line(error).partition(". ")[0]
         raise CheckpointError(
             f"checkpoint {path} cannot be read: truncated, damaged, or not a checkpoint ({reason}); "
             "go on from another one of its folder, or start afresh without ckpt_path"

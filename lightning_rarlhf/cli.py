@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.stop_on_signal import StopOnSignal
-from lightning_rarlhf.cli_errors import condense, first_line
+from lightning_rarlhf.cli_errors import condense
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.going_on import LAST, changes_of_method, find_checkpoint, is_requeued, record_of, require_consent
 from lightning_rarlhf.one_move import in_one_move, or_say_why
-from lightning_rarlhf.plain_text import error_line
+from lightning_rarlhf.plain_text import error_line, first_line
 from lightning_rarlhf.provenance import method_settings
 from lightning_rarlhf.quiet import quiet
 from lightning_rarlhf.redaction import redacted, redacted_yaml
@@ -139,7 +139,7 @@ class TrainCLI(LightningCLI):
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"trainer: {first_line(str(error))}") from error
+            raise UserError(f"trainer: {first_line(error)}") from error
 
     def _go_on(self, checkpoint: str, *, consent: bool) -> None:
         changes = changes_of_method(Path(checkpoint), self._resume_record)

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_rarlhf.decoding.method import DecodingMethod
+from lightning_rarlhf.plain_text import first_line
 from lightning_rarlhf.reward_models import RewardModel
 
 _UNKNOWN = re.compile(
@@ -139,8 +140,3 @@ def _given(lines: list[str], reason: str) -> str:
     value = next((line.removeprefix(_GIVEN) for line in lines if line.startswith(_GIVEN)), "")
     plain = value and not value.startswith(("NestedArg(", "Namespace(", "{"))
     return f", got {value}" if plain and value not in reason else ""
-
-
-def first_line(message: str) -> str:
-    """The first line that is not blank."""
-    return next((line.strip() for line in message.splitlines() if line.strip()), message)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from lightning_rarlhf.errors import DataError, ModelError
+from lightning_rarlhf.plain_text import first_line
 
 ADAPTER_FILE = "adapter_config.json"
 """In a folder without ``config.json``: what peft writes of an adapter, with the name of its base model."""
@@ -104,7 +105,7 @@ def _unreachable(repo_id: str, kind: str, cached_file: str, revision: str | None
     except errors.HfHubHTTPError as error:
         return f"the hub refused it (HTTP {error.response.status_code}: no such {kind}, or no access)"
     except Exception as error:  # network failures come in the HTTP library's own classes
-        return f"the hub cannot be reached ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        return f"the hub cannot be reached ({type(error).__name__}: {first_line(error)})"
     return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lightning_rarlhf.errors import ModelError, UserError
+from lightning_rarlhf.plain_text import first_line
 
 _trusted: set[tuple[str, str | None]] = set()
 
@@ -126,7 +127,7 @@ def load_failure(name: str, what: str, error: Exception) -> ModelError:
             f"{name}: ships code of its own, which is not run; read it, then set trust_remote_code to the model's name "
             "(and revision to its commit), or give a model that transformers knows"
         )
-    return ModelError(f"{name}: not {what} that transformers can load ({text.splitlines()[0] if text else error!r})")
+    return ModelError(f"{name}: not {what} that transformers can load ({first_line(error)})")
 
 
 def _is_commit(revision: str | None) -> bool:

@@ -30,6 +30,15 @@ def one_line(text: str) -> str:
     return visible(text).replace("\n", "\\n").replace("\t", " ")
 
 
+def first_line(message: object) -> str:
+    r"""The first line of an error's words that is not blank; the name of its class if it says nothing.
+
+    >>> first_line(ValueError("\n no\nmore")), first_line(ValueError())
+    ('no', 'ValueError')
+    """
+    return next((line.strip() for line in str(message).splitlines() if line.strip()), type(message).__name__)
+
+
 def error_line(message: object) -> str:
     """What a command says of a mistake."""
     return f"error: {one_line(str(message))}\n"

@@ -16,6 +16,7 @@ from lightning_rarlhf.frozen_layers import require_left
 from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import START, add_adapter
 from lightning_rarlhf.own_code import load_pretrained
+from lightning_rarlhf.plain_text import first_line
 from lightning_rarlhf.policy import ActorCritic
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def _with_adapter(lm: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel:
             )
             adapted = PeftModel.from_pretrained(lm, config.pretrained, adapter_name=START, revision=config.revision)
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise ModelError(f"{config.pretrained}: not an adapter that fits its base model ({line})") from error
+        reason = first_line(error)
+        raise ModelError(f"{config.pretrained}: not an adapter that fits its base model ({reason})") from error
     if config.quantization is None:
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
         return merged

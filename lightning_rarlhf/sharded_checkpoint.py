@@ -16,6 +16,7 @@ from lightning_rarlhf.checkpoint_file import read_checkpoint, write_checkpoint
 from lightning_rarlhf.distributed import gather_items, rank, world_size
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_move import PARTIAL, discard, move_folder_in, recover_folder
+from lightning_rarlhf.plain_text import first_line
 from lightning_rarlhf.trained_weights import require_trained
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _on_process_0(action: Callable[[], None]) -> None:
 
 
 def _said(process: int, error: BaseException) -> str:
-    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+    reason = getattr(error, "strerror", None) or first_line(error)
     return f"{reason} (on process {process} of {world_size()})"
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.one_move import in_one_move, or_say_why
+from lightning_rarlhf.plain_text import first_line
 
 RISK_HEAD_FILE = "risk_head.safetensors"
 """what `RectModule` writes into its run's folder"""
@@ -82,7 +83,7 @@ def load_risk_head(name: str, hidden_size: int) -> tuple[RiskHead, str | None]:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
             fitted_on = (file.metadata() or {}).get(_POLICY)
     except Exception as error:  # the library's own class, which is no part of its interface
-        raise ModelError(f"{path}: cannot be read ({str(error).splitlines()[0]}); fit RectModule again") from None
+        raise ModelError(f"{path}: cannot be read ({first_line(error)}); fit RectModule again") from None
     expected = {key: tuple(value.shape) for key, value in head.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in weights.items()}
     if got != expected:

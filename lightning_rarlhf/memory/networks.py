@@ -12,6 +12,7 @@ from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import add_adapter, linear_layers
 from lightning_rarlhf.own_code import load_pretrained
+from lightning_rarlhf.plain_text import first_line
 from lightning_rarlhf.policy import ActorCritic
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ def empty_policy(policy: PolicyConfig) -> ActorCritic:
                 config, dtype=getattr(torch, policy.dtype), **options
             )
         except ValueError as error:
-            line = str(error).splitlines()[0]
-            raise ModelError(f"{policy.pretrained}: not a causal language model ({line})") from error
+            raise ModelError(f"{policy.pretrained}: not a causal language model ({first_line(error)})") from error
         if policy.lora is not None:
             add_adapter(lm, policy.lora, policy.frozen_layers)
         if policy.gradient_checkpointing:
