@@ -94,7 +94,9 @@ def main(folder: Path, work: Workload) -> None:
     frozen = {name: value for name, value in work.to_dict().items() if name == "frozen_layers"}  # older ones lack it
     module = RiskAversePPOModule(
         policy=PolicyConfig(pretrained=str(folder / "policy"), **frozen),
-        reward=ClassifierReward(str(folder / "reward")),
+        reward=ClassifierReward(
+            str(folder / "reward"), dtype="bfloat16" if work.precision == "bf16-mixed" else "float32"
+        ),
         sampling=SamplingConfig(max_new_tokens=work.response),
         ppo=PPOConfig(epochs=work.epochs),
     )

@@ -60,7 +60,8 @@ def main(folder: str, work: Workload) -> None:
         texts = tokenizer.batch_decode(
             [torch.cat(pair) for pair in zip(prompts, responses, strict=True)], skip_special_tokens=True
         )
-        return list(reward(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0])
+        with autocast:
+            return list(reward(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].float())
 
     phases, turns = Phases(), Turns()
     sample, score = phases.timed("sample", sample), phases.timed("score", score)
