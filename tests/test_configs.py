@@ -11,6 +11,8 @@ import yaml
 
 import train
 from callbacks import RunCheckpoint
+from lightning_rarlhf.decoding.prompted import Prompted
+from lightning_rarlhf.decoding.self_debias import SelfDebias
 from tests.datamodules.data_files import (
     imdb_rows,
     jigsaw_rows,
@@ -175,6 +177,19 @@ def test_rlhf_is_the_same_configuration_without_the_schedule(task):
     risk_averse = yaml.safe_load((ROOT / "configs" / f"{task}.yaml").read_text())["trainer"]["callbacks"]
     assert overlay["trainer"].keys() == {"default_root_dir", "callbacks"}
     assert overlay["trainer"]["callbacks"] == [c for c in risk_averse if c["class_path"] != "RiskSchedule"]
+
+
+def test_an_instructed_policy_is_tuned_to_exactly_what_prompted_and_self_debias_put_before_a_prompt():
+    settings = {
+        name: yaml.safe_load((ROOT / "configs" / "baselines" / name / "jigsaw.yaml").read_text())
+        for name in ("instructed", "prompted", "self_debias")
+    }
+    prompted = Prompted(**settings["prompted"]["model"]["init_args"]["method"]["init_args"])
+    biased = SelfDebias(**settings["self_debias"]["model"]["init_args"]["method"]["init_args"])
+    assert settings["instructed"]["data"]["init_args"]["sft_codes"] == [
+        prompted.instruction + prompted.separator,
+        *(instruction + biased.separator for instruction in biased.instructions),
+    ]
 
 
 def test_predict_writes_generations_for_the_users_own_prompts(world, tmp_path):
