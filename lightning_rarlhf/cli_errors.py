@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
+from torch.optim import Optimizer
 
 from lightning_rarlhf.decoding.method import DecodingMethod
 from lightning_rarlhf.plain_text import first_line
@@ -25,8 +28,17 @@ _UNKNOWN = re.compile(
 )
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _NO_SUCH_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\w+)$")
-_NAMED_BARE: tuple[type, ...] = (LightningModule, LightningDataModule, Callback, DecodingMethod, RewardModel)
-"""kinds of classes that a user names without their module"""
+_KINDS: dict[str, type] = {
+    "model": LightningModule,
+    "data": LightningDataModule,
+    "callbacks": Callback,
+    "method": DecodingMethod,
+    "reward": RewardModel,
+    "optimizer": Optimizer,
+    "logger": Logger,
+    "strategy": Strategy,
+}
+"""of the classes that a key's last part takes by their bare names"""
 _PARSER_KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
 _GIVEN = "Given value: "
 _NOISE = (
@@ -116,13 +128,14 @@ def _wrong_value(message: str) -> str | None:
             text = found["rest"]
         if keys and text and not text.startswith(_NOISE):
             unnamed = _NO_SUCH_CLASS.search(text)
-            reason = _no_such_class(unnamed["name"]) if unnamed else text + _given(lines[number + 1 :], text)
+            reason = _no_such_class(unnamed["name"], keys) if unnamed else text + _given(lines[number + 1 :], text)
             return f"{'.'.join(keys)}: {reason}"
     return None
 
 
-def _no_such_class(name: str) -> str:
-    near = difflib.get_close_matches(name, {known for kind in _NAMED_BARE for known in _names_below(kind)}, n=1)
+def _no_such_class(name: str, keys: list[str]) -> str:
+    kind = _KINDS.get(".".join(keys).rpartition(".")[2])
+    near = difflib.get_close_matches(name, set(_names_below(kind)), n=1) if kind else []
     mend = f"did you mean {near[0]!r}?" if near else "give its import path, as package.module.Name"
     return f"no class is called {name!r}; {mend}"
 

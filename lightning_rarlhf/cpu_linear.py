@@ -112,4 +112,13 @@ def _classes() -> dict[type[nn.Module], type[nn.Module]]:
             result = _linear(x, self.weight.t(), self.bias)
             return super().forward(x) if result is None else result  # type: ignore[no-untyped-call]
 
+    OneDNNConv1D.__qualname__ = OneDNNConv1D.__name__  # see `__getattr__`
     return {nn.Linear: OneDNNLinear, Conv1D: OneDNNConv1D}
+
+
+def __getattr__(name: str) -> Any:
+    """Find `OneDNNConv1D` by its name, as pickle does; its base is imported on demand only."""
+    found = [cls for cls in _classes().values() if cls.__name__ == name] if name.startswith("OneDNN") else []
+    if not found:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found[0]

@@ -192,9 +192,9 @@ class EvaluatedModule(GuardedModule):
 
     def _complete(self, batch: PromptBatch, draw: int) -> Completions:
         samples = self.generate(batch, replace(self.evaluation_seed, draw=draw))
-        return Completions(
-            samples=samples, scores=self.score(samples), kl=self._kl(samples), judges=self.judge(samples)
-        )
+        kl = self._kl(samples)
+        samples = replace(samples, hidden=None, frozen_states=None)  # large, and of no further use
+        return Completions(samples=samples, scores=self.score(samples), kl=kl, judges=self.judge(samples))
 
     def perplexities(self, texts: Sequence[str]) -> Tensor:
         """f32 [n], the perplexity of each text under the policy itself, whatever its responses are drawn with."""

@@ -8,12 +8,13 @@ which then begins above them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from lightning_rarlhf.blocks import blocks_of, instead
 from lightning_rarlhf.errors import ModelError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class FrozenLayers:
             self._above[0].register_forward_pre_hook(lambda _block, args: states.append(args[0])),
         )
         try:
-            with _instead(self._above, lambda *_, **__: outputs[-1]):
+            with instead(self._above, lambda _own: lambda *_, **__: outputs[-1]):
                 yield states
         finally:
             for hook in hooks:
@@ -72,17 +73,11 @@ class FrozenLayers:
         """Inside, a forward pass over sequences begins with these states of theirs, [B, S, H], as `alone` gave them."""
         hook = self._above[0].register_forward_pre_hook(lambda _block, args: (states, *args[1:]))
         try:
-            with _instead(self._below, lambda *_, **__: (states,)):  # a tuple, for models that take a block's first
+            # a tuple, for models that take a block's first
+            with instead(self._below, lambda _own: lambda *_, **__: (states,)):
                 yield
         finally:
             hook.remove()
-
-
-def blocks_of(lm: nn.Module) -> list[nn.Module]:
-    """The transformer blocks, from the first on."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [module for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def require_left(lm: PreTrainedModel, frozen_layers: int) -> None:
@@ -102,18 +97,3 @@ def require_left(lm: PreTrainedModel, frozen_layers: int) -> None:
 def copy_sharing_frozen(lm: PreTrainedModel) -> PreTrainedModel:
     """A copy of `lm` whose frozen weights are those of `lm` itself; the others are its own."""
     return copy.deepcopy(lm, {id(weight): weight for weight in lm.parameters() if not weight.requires_grad})
-
-
-@contextmanager
-def _instead(blocks: list[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, the blocks do this in place of their own `forward`; hooks, such as a sharding strategy's, still run."""
-    own = [vars(block).get("forward") for block in blocks]
-    try:
-        for block in blocks:
-            block.forward = forward
-        yield
-    finally:
-        for block, before in zip(blocks, own, strict=True):
-            del block.forward
-            if before is not None:
-                block.forward = before

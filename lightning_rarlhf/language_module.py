@@ -23,7 +23,7 @@ from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.optimizing import keep_users_settings
 from lightning_rarlhf.own_code import trust
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
-from lightning_rarlhf.policy_loading import end_of_text_ids, load_actor_critic, load_causal_lm
+from lightning_rarlhf.policy_loading import end_of_text_ids, is_start, load_actor_critic, load_causal_lm
 from lightning_rarlhf.policy_rules import require_trainable, require_workable
 from lightning_rarlhf.provenance import read_training, training_record
 from lightning_rarlhf.results_file import weights_sha256
@@ -145,7 +145,7 @@ class LanguageModule(EvaluatedModule):
 
     def _load_reference(self) -> Reference:
         """The starting policy, unless another is named: KL is then 0 at iteration 0."""
-        own = self.reference_name in (None, self.policy_config.pretrained)
+        own = is_start(self.policy_config, self.reference_name)
         if own and self.policy_config.lora is not None:
             return WithoutAdapter(self.actor)
         if own and self.policy_config.frozen_layers:
@@ -178,7 +178,7 @@ class LanguageModule(EvaluatedModule):
             theirs = load_tokenizer(name, revision)
         except ModelError:  # weights alone
             return
-        require_same_tokens(self.tokenizer, theirs, f"reference {name}", width=self.actor.vocabulary)
+        require_same_tokens(self.tokenizer, theirs, f"reference {name}", may_lack=True)
 
     def _placed(self, reference: LanguageModel) -> FrozenModel:
         frozen = FrozenModel(reference)

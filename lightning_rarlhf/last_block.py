@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from lightning_rarlhf.blocks import blocks_of
+
 
 def last_mlp(network: nn.Module) -> nn.Module | None:
     """The MLP of the last block; None where the architecture does not call it so."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    blocks = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = blocks_of(network)
     found = getattr(blocks[-1], "mlp", None) if blocks else None
     return found if isinstance(found, nn.Module) else None
 

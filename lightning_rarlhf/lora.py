@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lightning_rarlhf.blocks import blocks_of
 from lightning_rarlhf.config import LoRAConfig, SamplingConfig
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.frozen_layers import blocks_of
 from lightning_rarlhf.policy import LanguageModel
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_adapter(lm: PreTrainedModel, config: LoRAConfig, frozen_layers: int = 0)
     """
     import peft
 
-    targets = _targets(lm, config)
+    targets = _targets(lm, config, _inside(lm, frozen_layers))
     settings = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
@@ -109,25 +109,27 @@ def linear_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: m for name, m in lm.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
 
 
-def _targets(lm: PreTrainedModel, config: LoRAConfig) -> list[str]:
-    """Ends of the names of the layers to adapt, each of which there is."""
+def _targets(lm: PreTrainedModel, config: LoRAConfig, frozen: list[str]) -> list[str]:
+    """Ends of the names of the layers to adapt, each of which there is outside the `frozen` ones."""
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 
     if config.target_modules == ["all-linear"]:
         return ["all-linear"]
     kind = str(lm.config.model_type)
     # a network with a starting adapter shows its layers as NAME.base_layer
-    names = [name.removesuffix(".base_layer") for name in linear_layers(lm) if ".lora_" not in name]
+    own = [name for name in linear_layers(lm) if name not in frozen and ".lora_" not in name]
+    names = [name.removesuffix(".base_layer") for name in own]
     candidates = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
     wanted = config.target_modules if config.target_modules is not None else USUAL.get(kind)
     if not wanted:
         raise ModelError(
             f"lora: no usual targets are known for {kind}; set policy.lora.target_modules to some of: {candidates}"
         )
+    where = f"{kind} above its frozen layers" if frozen else kind
     for target in wanted:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise ModelError(
-                f"lora.target_modules: {target!r} matches no linear layer of this {kind}; expected of: {candidates}"
+                f"lora.target_modules: {target!r} matches no linear layer of this {where}; expected of: {candidates}"
             )
     return list(wanted)
 

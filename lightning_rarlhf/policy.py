@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from lightning_rarlhf.blocks import blocks_of, instead
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.cpu_attention import attend_in_float32_on_cpu
 from lightning_rarlhf.cpu_linear import multiply_by_onednn
@@ -291,24 +293,15 @@ def _occupied(attention_mask: Tensor, at_most: int) -> tuple[int, int]:
     return min(first, at_most), last + 1
 
 
-@contextmanager
-def _recomputing(lm: PreTrainedModel) -> Iterator[None]:
-    """Set `training` on the checkpointed blocks for one forward pass with gradients.
+def _recomputing(lm: PreTrainedModel) -> AbstractContextManager[None]:
+    """Have checkpointed blocks computed again in the backward pass, for one forward pass with gradients.
 
-    Not on what is inside them, where it would switch dropout on; and not while sampling, where such a block would
-    silently do without the key-value cache.
+    Not by their `training`, for which transformers looks: it also switches dropout on in some (OPT's). And not while
+    sampling, where such a block would silently do without the key-value cache.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     wanted = lm.is_activation_checkpointing and torch.is_grad_enabled()
-    blocks = [m for m in lm.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
-    for block in blocks:
-        block.training = True
-    try:
-        yield
-    finally:
-        for block in blocks:
-            block.training = False
+    again = partial(partial, checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return instead(blocks_of(lm) if wanted else [], again)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.frozen_layers import require_left
-from lightning_rarlhf.hub import base_of_adapter, require_model
+from lightning_rarlhf.hub import base_of_adapter, require_model, split_revision
 from lightning_rarlhf.lora import START, add_adapter
 from lightning_rarlhf.own_code import load_pretrained
 from lightning_rarlhf.plain_text import first_line
@@ -128,6 +128,11 @@ def end_of_text_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     listed = configured if isinstance(configured, list) else [configured]
     known = {int(token) for token in listed if token is not None and token < embedding_rows(lm)}
     return sorted({int(tokenizer.eos_token_id), *known})
+
+
+def is_start(policy: PolicyConfig, reference: str | None) -> bool:
+    """Whether a reference of that name, None = none named, is the network that the policy starts from."""
+    return reference is None or split_revision(reference) == (policy.pretrained, policy.revision)
 
 
 def load_actor_critic(

@@ -40,7 +40,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def require_same_tokens(
-    ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, who: str, *, width: int | None = None
+    ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, who: str, *, may_lack: bool = False
 ) -> None:
     """Refuse a network that means other texts by the same token ids.
 
@@ -48,19 +48,19 @@ def require_same_tokens(
         ours: the policy's tokenizer.
         theirs: the other network's.
         who: names the other network.
-        width: only ids below it can be drawn, and are compared; None = all.
+        may_lack: let either have tokens, as an added pad token, whose ids the other has none for.
 
     Raises:
         ModelError: with the first token that differs.
     """
-    mine, its = (
-        {(word, at) for word, at in each.get_vocab().items() if width is None or at < width} for each in (ours, theirs)
-    )
-    if mine != its:
-        word, at = min(mine ^ its, key=lambda item: item[1])
+    mine, its = ({at: word for word, at in each.get_vocab().items()} for each in (ours, theirs))
+    compared = mine.keys() & its.keys() if may_lack else mine.keys() | its.keys()
+    differing = [at for at in compared if mine.get(at) != its.get(at)]
+    if differing:
+        at = min(differing)
         raise ModelError(
             f"{who}: its tokenizer has {len(its)} tokens, that of the policy {ours.name_or_path} {len(mine)}, and they "
-            f"differ, first at {word!r} (id {at}); give a model of the policy's family"
+            f"differ, first at {its.get(at, mine.get(at))!r} (id {at}); give a model of the policy's family"
         )
 
 

@@ -274,6 +274,15 @@ CASES = {
         ["--trainer.callbacks+=RiskShedule"],
         r"trainer\.callbacks: no class is called 'RiskShedule'; did you mean 'RiskSchedule'\?",
     ),
+    "a callback's name for a module": (["--model", "RiskShedule"], r"model: .*did you mean 'RiskAversePPOModule'\?"),
+    "misspelt optimizer": (
+        ["--model.optimizer", "AdmaW"],
+        r"model\.optimizer: no class is called 'AdmaW'; did you mean 'AdamW'\?",
+    ),
+    "adapters in frozen layers alone": (
+        [*("--model.policy.lora.target_modules", "[h.0.attn.c_attn]"), "--model.policy.frozen_layers", "1"],
+        r"lora\.target_modules: 'h\.0\.attn\.c_attn' matches no linear layer of this gpt2 above its frozen layers",
+    ),
     "latin-1": (["--data.path", "{world}/latin_1"], r"train\.csv: cannot be read .*UTF-8"),
     "reward that is not there": (
         ["--model.reward", "CallableReward", "--model.reward.function", "tests.test_bad_input.nothing"],

@@ -117,10 +117,13 @@ def test_a_layer_stays_what_it_was(layer):
     assert type(nn.Bilinear(2, 2, 2)) is type(converted(nn.Bilinear(2, 2, 2))), "other layers are left alone"
 
 
-def test_a_linear_layer_can_be_sent_to_another_process():
-    ours = converted(nn.Linear(3, 2))
+def test_a_layer_can_be_sent_to_another_process(layer):
+    ours = converted(layer)
     again = pickle.loads(pickle.dumps(ours))
-    assert torch.equal(again(torch.ones(3)), ours(torch.ones(3)))
+    assert type(again) is type(ours)
+    assert torch.equal(again(torch.ones(1, 24)), ours(torch.ones(1, 24)))
+    with pytest.raises(AttributeError, match="no attribute 'OneDNNBilinear'"):
+        _ = cpu_linear.OneDNNBilinear
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -61,14 +61,16 @@ PLACES = (
     Place("lightning_rarlhf/classifier.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py")),
     Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py")),
     Place("lightning_rarlhf/fused_gelu.py", 1),
-    Place("lightning_rarlhf/last_block.py", 1),
-    Place("lightning_rarlhf/frozen_layers.py", 1),
+    Place("lightning_rarlhf/blocks.py", 1),
+    Place("lightning_rarlhf/last_block.py", 1, ("lightning_rarlhf/blocks.py",)),
+    Place("lightning_rarlhf/frozen_layers.py", 1, ("lightning_rarlhf/blocks.py",)),
     Place("lightning_rarlhf/cpu_attention.py", 1),
     Place("lightning_rarlhf/cpu_linear.py", 1),
     Place(
         "lightning_rarlhf/policy.py",
         1,
         (
+            "lightning_rarlhf/blocks.py",
             "lightning_rarlhf/cpu_attention.py",
             "lightning_rarlhf/cpu_linear.py",
             "lightning_rarlhf/frozen_layers.py",
@@ -76,7 +78,7 @@ PLACES = (
             "lightning_rarlhf/last_block.py",
         ),
     ),
-    Place("lightning_rarlhf/lora.py", 1, ("lightning_rarlhf/frozen_layers.py", "lightning_rarlhf/policy.py")),
+    Place("lightning_rarlhf/lora.py", 1, ("lightning_rarlhf/blocks.py", "lightning_rarlhf/policy.py")),
     Place(
         "lightning_rarlhf/policy_loading.py",
         1,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.policy import FrozenModel, LanguageModel
+from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel
 from lightning_rarlhf.policy_loading import end_of_text_ids, load_actor_critic, load_causal_lm
 from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.tiny_models import FAMILIES, causal_lm, save_policy
@@ -132,6 +134,25 @@ def test_gradient_checkpointing_recomputes_and_keeps_the_gradients(tmp_path):
         gradients.append(next(p.grad for p in actor.lm.parameters() if p.dim() > 1))
     assert calls == [1, 2]
     torch.testing.assert_close(*gradients)
+
+
+def test_gradient_checkpointing_switches_no_dropout_on():
+    """OPT's blocks drop out by their own `training`."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2}
+    lm = OPTForCausalLM(OPTConfig(vocab_size=17, num_attention_heads=2, dropout=0.5, **sizes))
+    samples, outputs = samples_of(PROMPTS, RESPONSES), []
+    for checkpointing in (False, True):
+        actor = ActorCritic(copy.deepcopy(lm), [1])
+        if checkpointing:
+            actor.lm.activation_checkpointing_enable()
+        logprobs = actor(samples.sequences, samples.attention_mask, samples.response_mask, PLAIN).logprobs
+        logprobs.sum().backward()
+        outputs.append([logprobs, *(p.grad for p in actor.lm.parameters() if p.grad is not None)])
+    assert len(outputs[0]) > 20
+    torch.testing.assert_close(*outputs)
 
 
 def test_bfloat16_policy_gives_float32_numbers(policy_folder):

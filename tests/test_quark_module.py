@@ -17,6 +17,7 @@ from lightning_rarlhf.quark_pool import QuarkPool
 from lightning_rarlhf.reward_models import CallableReward
 from tests.quiet_trainer import quiet_trainer
 from tests.test_ppo_module import Prompts, Watch
+from tests.tiny_models import causal_lm, save_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -151,8 +152,12 @@ def test_a_fit_empties_no_pool_that_a_checkpoint_or_another_run_needs(policy_fol
     assert len(module.pool) == 16
 
 
-def test_the_exported_folder_is_tested_at_its_best_token_and_needs_a_reference(policy_folder, tmp_path):
-    fit(policy_folder, tmp_path, 2, HuggingFaceExport())
+@pytest.mark.parametrize("unused_rows", [False, True])
+def test_the_exported_folder_is_tested_at_its_best_token_and_needs_a_reference(policy_folder, tmp_path, unused_rows):
+    if unused_rows:  # the reward tokens then take some of them
+        policy_folder = save_policy(tmp_path / "start")
+        causal_lm("gpt2", vocabulary=32).save_pretrained(policy_folder)
+    fit(policy_folder, tmp_path, 2, HuggingFaceExport(), reference=str(policy_folder))
     exported = tmp_path / "huggingface"
     with pytest.raises(UserError, match="cannot be its own reference; name the model"):
         trainer_of(tmp_path, 1).test(module_of(exported), datamodule=Prompts(), verbose=False)

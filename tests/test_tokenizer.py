@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.tokenizer import load_tokenizer, require_same_tokens
 from tests.tiny_models import save_policy
 
 
@@ -30,3 +30,24 @@ def test_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no tokenizer could be loaded") as caught:
         load_tokenizer(str(folder))
     assert "\n" not in str(caught.value)
+
+
+class Words:
+    """Stands for a tokenizer of these words, ids from 0 on."""
+
+    def __init__(self, *words):
+        self.words, self.name_or_path = words, "policy"
+
+    def get_vocab(self):
+        return {word: number for number, word in enumerate(self.words)}
+
+
+def test_another_meaning_of_an_id_is_refused_and_a_token_more_on_request_only():
+    ours = Words("a", "b", "c")
+    require_same_tokens(ours, Words("a", "b", "c"), "reference x")
+    for theirs in (Words("a", "b"), Words("a", "b", "c", "<pad>")):
+        require_same_tokens(ours, theirs, "reference x", may_lack=True)
+        with pytest.raises(ModelError, match=r"expert x: its tokenizer has . tokens, .*policy 3, .*first at '.*' \(id"):
+            require_same_tokens(ours, theirs, "expert x")
+    with pytest.raises(ModelError, match=r"first at 'B' \(id 1\)"):
+        require_same_tokens(ours, Words("a", "B", "c", "d"), "reference x", may_lack=True)

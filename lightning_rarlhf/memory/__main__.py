@@ -13,10 +13,12 @@ from datamodules import PromptDataModule
 from lightning_rarlhf.cli import TrainCLI
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import UserError, mistake_behind
+from lightning_rarlhf.hub import split_revision
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.memory.advice import advice
 from lightning_rarlhf.memory.estimate import Estimate, RewardSettings, Run, estimate, reward_bytes
 from lightning_rarlhf.plain_text import error_line
+from lightning_rarlhf.policy_loading import is_start
 from lightning_rarlhf.ppo_update import rows_at_a_time
 from lightning_rarlhf.reward_models import ClassifierReward
 
@@ -87,12 +89,14 @@ def run_of(arguments: Sequence[str], processes: int | None) -> Run:
 
 
 def _reference(policy: PolicyConfig, named: str | None) -> PolicyConfig | None:
-    if policy.lora is not None and named in (None, policy.pretrained):
+    own = is_start(policy, named)
+    if own and policy.lora is not None:
         return None
+    name, revision = (policy.pretrained, policy.revision) if named is None else split_revision(named)
     return PolicyConfig(
-        pretrained=named or policy.pretrained,
-        revision=None if named else policy.revision,
-        frozen_layers=policy.frozen_layers if named in (None, policy.pretrained) else 0,
+        pretrained=name,
+        revision=revision,
+        frozen_layers=policy.frozen_layers if own else 0,
         quantization=policy.quantization,
         dtype=policy.dtype,
     )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.frozen_layers import require_left
 from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import add_adapter, linear_layers
 from lightning_rarlhf.own_code import load_pretrained
@@ -49,6 +50,7 @@ def empty_policy(policy: PolicyConfig) -> ActorCritic:
             )
         except ValueError as error:
             raise ModelError(f"{policy.pretrained}: not a causal language model ({first_line(error)})") from error
+        require_left(lm, policy.frozen_layers)
         if policy.lora is not None:
             add_adapter(lm, policy.lora, policy.frozen_layers)
         if policy.gradient_checkpointing:
