@@ -91,7 +91,8 @@ def prompt_batch(work: Workload) -> PromptBatch:
 
 def main(folder: Path, work: Workload) -> None:
     """Serve turns until the other side closes the line."""
-    frozen = {name: value for name, value in work.to_dict().items() if name == "frozen_layers"}  # older ones lack it
+    count = getattr(work, "frozen_layers", 0)  # an older checkout has no such setting
+    frozen = {"frozen_layers": count} if count else {}
     module = RiskAversePPOModule(
         policy=PolicyConfig(pretrained=str(folder / "policy"), **frozen),
         reward=ClassifierReward(

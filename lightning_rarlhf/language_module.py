@@ -23,7 +23,7 @@ from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.optimizing import keep_users_settings
 from lightning_rarlhf.own_code import trust
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
-from lightning_rarlhf.policy_loading import end_of_text_ids, is_start, load_actor_critic, load_causal_lm
+from lightning_rarlhf.policy_loading import end_of_text_ids, is_start, load_actor_critic, load_causal_lm, reference_of
 from lightning_rarlhf.policy_rules import require_trainable, require_workable
 from lightning_rarlhf.provenance import read_training, training_record
 from lightning_rarlhf.results_file import weights_sha256
@@ -151,8 +151,7 @@ class LanguageModule(EvaluatedModule):
         if own and self.policy_config.frozen_layers:
             return self._placed(self.actor.twin())
         device = self.trainer.strategy.root_device
-        start = (self.policy_config.pretrained, self.policy_config.revision)
-        name, revision = start if self.reference_name is None else split_revision(self.reference_name)
+        name, revision = reference_of(self.policy_config, self.reference_name)
         config = PolicyConfig(
             pretrained=name,
             revision=revision,

@@ -43,12 +43,13 @@ def add_adapter(lm: PreTrainedModel, config: LoRAConfig, frozen_layers: int = 0)
     """
     import peft
 
-    targets = _targets(lm, config, _inside(lm, frozen_layers))
+    frozen = _inside(lm, frozen_layers)
+    targets = _targets(lm, config, frozen)
     settings = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
-        exclude_modules=_inside(lm, frozen_layers) or None,
+        exclude_modules=frozen or None,
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=_stores_transposed(lm, targets),

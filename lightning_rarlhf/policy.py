@@ -42,7 +42,8 @@ class LanguageModel(nn.Module):
     """
 
     eos_token_ids: Tensor
-    _cuts_last_mlp = False
+    _cut_mlp: tuple[nn.Module, ...] = ()
+    """the last block's MLP where it may read fewer columns; in a tuple, so that it is no second child"""
 
     def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int], frozen_layers: int = 0) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class LanguageModel(nn.Module):
         attend_in_float32_on_cpu()
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
-        self._cuts_last_mlp = _can_cut_last_mlp(self)
+        self._cut_mlp = _cuttable_mlp(self)
         _check_frozen(self)
 
     @property
@@ -102,8 +103,9 @@ class LanguageModel(nn.Module):
         """For forward passes of which only the last `columns` columns are read: does nothing for the others in vain."""
         # what a checkpointed block computes again in the backward pass must be what it computed the first time
         recomputes = self.lm.is_activation_checkpointing and torch.is_grad_enabled()
-        mlp = last_mlp(self.lm) if columns is not None and self._cuts_last_mlp and not recomputes else None
-        return nullcontext() if mlp is None or columns is None else reading_last(mlp, columns)
+        if columns is None or recomputes or not self._cut_mlp:
+            return nullcontext()
+        return reading_last(self._cut_mlp[0], columns)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states: [..., H] → [..., V]."""
@@ -324,11 +326,11 @@ def _check_split(model: LanguageModel) -> None:
 
 
 @torch.no_grad()
-def _can_cut_last_mlp(model: LanguageModel) -> bool:
-    """Whether this architecture gives the same hidden states when its last MLP reads only their columns."""
+def _cuttable_mlp(model: LanguageModel) -> tuple[nn.Module, ...]:
+    """The last MLP, if this architecture gives the same hidden states when it reads only their columns."""
     mlp = last_mlp(model.lm)
     if mlp is None or model.lm.device.type == "meta":
-        return False
+        return ()
     ids = torch.arange(3, device=model.lm.device)[None] % 2
     mask = torch.ones_like(ids, dtype=torch.bool)
     whole = model.trunk(ids, mask)
@@ -337,8 +339,8 @@ def _can_cut_last_mlp(model: LanguageModel) -> bool:
             cut = model.trunk(ids, mask)
     # an MLP with another signature, as some mixtures of experts have
     except (TypeError, RuntimeError, AttributeError, IndexError):
-        return False
-    return same_states(whole[:, 1:], cut[:, 1:])
+        return ()
+    return (mlp,) if same_states(whole[:, 1:], cut[:, 1:]) else ()
 
 
 @torch.no_grad()

@@ -132,7 +132,12 @@ def end_of_text_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 def is_start(policy: PolicyConfig, reference: str | None) -> bool:
     """Whether a reference of that name, None = none named, is the network that the policy starts from."""
-    return reference is None or split_revision(reference) == (policy.pretrained, policy.revision)
+    return reference_of(policy, reference) == (policy.pretrained, policy.revision)
+
+
+def reference_of(policy: PolicyConfig, reference: str | None) -> tuple[str, str | None]:
+    """Name and revision of the reference that is named so; None = the policy's own."""
+    return (policy.pretrained, policy.revision) if reference is None else split_revision(reference)
 
 
 def load_actor_critic(

@@ -13,12 +13,11 @@ from datamodules import PromptDataModule
 from lightning_rarlhf.cli import TrainCLI
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import UserError, mistake_behind
-from lightning_rarlhf.hub import split_revision
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.memory.advice import advice
 from lightning_rarlhf.memory.estimate import Estimate, RewardSettings, Run, estimate, reward_bytes
 from lightning_rarlhf.plain_text import error_line
-from lightning_rarlhf.policy_loading import is_start
+from lightning_rarlhf.policy_loading import is_start, reference_of
 from lightning_rarlhf.ppo_update import rows_at_a_time
 from lightning_rarlhf.reward_models import ClassifierReward
 
@@ -92,7 +91,7 @@ def _reference(policy: PolicyConfig, named: str | None) -> PolicyConfig | None:
     own = is_start(policy, named)
     if own and policy.lora is not None:
         return None
-    name, revision = (policy.pretrained, policy.revision) if named is None else split_revision(named)
+    name, revision = reference_of(policy, named)
     return PolicyConfig(
         pretrained=name,
         revision=revision,
