@@ -73,6 +73,10 @@ def load_pretrained(kind: Any, name: str, what: str, *, revision: str | None = N
         raise
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         raise load_failure(name, what, error) from error
+    except Exception as error:
+        if type(error) is not Exception:  # bare: the tokenizers library, about a damaged tokenizer.json
+            raise
+        raise load_failure(name, what, error) from error
 
 
 def _require_code_of_its_own(name: str, revision: str | None) -> None:

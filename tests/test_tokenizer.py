@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lightning_rarlhf.errors import ModelError
@@ -51,3 +53,14 @@ def test_another_meaning_of_an_id_is_refused_and_a_token_more_on_request_only():
             require_same_tokens(ours, theirs, "expert x")
     with pytest.raises(ModelError, match=r"first at 'B' \(id 1\)"):
         require_same_tokens(ours, Words("a", "B", "c", "d"), "reference x", may_lack=True)
+
+
+def test_a_damaged_tokenizer_is_refused_in_one_line(tmp_path):
+    """Here a merge of tokens that there are not, about which its library raises no class of its own."""
+    save_policy(tmp_path, "qwen2")
+    path = tmp_path / "tokenizer.json"
+    damaged = json.loads(path.read_text())
+    damaged["model"]["merges"] = [["no", "where"]]
+    path.write_text(json.dumps(damaged))
+    with pytest.raises(ModelError, match=r"not a folder with a tokenizer that transformers can load \(.*out of vocab"):
+        load_tokenizer(str(tmp_path))
