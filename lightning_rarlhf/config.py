@@ -92,6 +92,11 @@ class PolicyConfig:
     """recompute the trunk's activations in the backward pass: less memory, more time"""
     attn_implementation: str | None = None
     """attention kernel by the name that transformers gives it (eager, sdpa, ...); none = the model's default"""
+    compile_sampling: bool = False
+    """draw responses by steps that torch's compiler has made one function of, on a GPU a CUDA graph: the same
+    distribution, without Python between a step's kernels. The first batch of a size waits for the compiler, a minute or
+    so; key-value cache and, in bf16-mixed, bfloat16 copies of the linear layers stay in memory. Decoding-time methods
+    keep the plain loop; not with quantization or FSDP"""
 
     @property
     def trains_part(self) -> bool:

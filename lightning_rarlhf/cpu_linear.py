@@ -25,6 +25,13 @@ def multiply_by_onednn(network: nn.Module) -> None:
         module.__class__ = classes.get(type(module), type(module))
 
 
+def multiply_by_torch(network: nn.Module) -> None:
+    """Undo that: torch's compiler chooses a product of its own, and takes oneDNN's for constant weights only."""
+    for module in network.modules():
+        own = next((own for own, made in _classes().items() if type(module) is made), type(module))
+        module.__class__ = own
+
+
 @cache
 def _available() -> bool:
     """Whether this build of torch has the product; no public function reaches it, so look and try."""

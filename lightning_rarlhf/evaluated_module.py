@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_rarlhf.compiled_decoding import CompiledDecoder, CompiledDecoding
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, Judge, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.distributed import gather_items, rank, world_size
@@ -21,7 +22,7 @@ from lightning_rarlhf.generations import Completions, GenerationWriter, read_row
 from lightning_rarlhf.guarded_module import GuardedModule
 from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
-from lightning_rarlhf.policy import ActorCritic, FrozenModel, Reference
+from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
 from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, texts_identity
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import score
@@ -67,6 +68,7 @@ class EvaluatedModule(GuardedModule):
         self.evaluation = evaluation
         self.reference = None
         self._writer: GenerationWriter | None = None
+        self._compiled: CompiledDecoding | None = None
 
     def result_identity(self) -> dict[str, Any]:
         """What a result file says of the policy, the reward, the reference and the data (docs/results.md)."""
@@ -86,12 +88,18 @@ class EvaluatedModule(GuardedModule):
         """Draw one response a prompt from the current policy."""
         # a reference on the actor's own trunk makes a full pass: old log-probabilities by the same pass differ by 0
         exact = self.actor.samples_exactly and not isinstance(self.reference, WithoutAdapter)
-        decoder = CachedDecoder(self.actor, keep_hidden=exact)
+        decoder = self.decoder_of(self.actor, keep_hidden=exact)
         ends = self.actor.eos_token_ids
         samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, ends, keep_logprobs=exact)
         frozen_states = self.actor.frozen_states(samples.sequences, samples.attention_mask)
         hidden = decoder.hidden(samples.response_mask.shape[1])
         return replace(samples, hidden=hidden, frozen_states=frozen_states)
+
+    def decoder_of(self, model: LanguageModel, *, keep_hidden: bool = False) -> CachedDecoder | CompiledDecoder:
+        """What draws one batch from a network of this run; compiled where the policy's settings say so."""
+        if self._compiled is None:
+            return CachedDecoder(model, keep_hidden=keep_hidden)
+        return self._compiled.decoder(model, self.sampling.max_new_tokens, keep_hidden=keep_hidden)
 
     def score(self, samples: Samples) -> Tensor:
         """f32 [B], the reward of each finished text."""

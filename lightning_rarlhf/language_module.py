@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
+from lightning_rarlhf.compiled_decoding import CompiledDecoding, require_compiler
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.distributed import rank
@@ -61,6 +62,7 @@ class LanguageModule(EvaluatedModule):
         super().__init__(reward, sampling, evaluation, guard)
         trust(policy.trust_remote_code, policy.pretrained, policy.revision, "policy.trust_remote_code")
         self.policy_config = policy
+        self._compiled = CompiledDecoding() if policy.compile_sampling else None
         self.reference_name = reference
         self.make_optimizer = optimizer
         self.seed: int | None = None
@@ -104,6 +106,8 @@ class LanguageModule(EvaluatedModule):
             shards=isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy),
             device=trainer.strategy.root_device.type,
         )
+        if self.policy_config.compile_sampling:
+            require_compiler(trainer.strategy.root_device)
         if fits and isinstance(trainer.strategy, FSDP2Strategy):
             usable(self.make_optimizer([torch.nn.Parameter(torch.zeros(1, 1))]), trainer)
 
@@ -229,6 +233,12 @@ class LanguageModule(EvaluatedModule):
             return
         sampled = self.trains_on is PromptBatch or self.trainer.testing or self.trainer.predicting
         require_room(self.actor.context_length, int(lengths.max()), self.sampling.max_new_tokens if sampled else 0)
+
+    def teardown(self, stage: str) -> None:
+        """Give back what compiled sampling holds."""
+        super().teardown(stage)
+        if self._compiled is not None:
+            self._compiled.clear()
 
     # what is recorded
 

@@ -23,7 +23,7 @@ _TRAINER_IF_SET = ("limit_train_batches", "overfit_batches", "plugins")
 """the same of settings that few runs have; unset they are no part of the method"""
 _HOW_IT_RAN = re.compile(
     r"model\.evaluation"  # never trains
-    r"|model\.policy\.(gradient_checkpointing|attn_implementation)"  # equal up to rounding
+    r"|model\.policy\.(gradient_checkpointing|attn_implementation|compile_sampling)"  # equal up to rounding
     r"|model\.reward(\..*)?\.(batch_size|retry)"
     r"|model\.guard\.(crash_bundles|max_skips)"  # what is kept of a failure, and when the run ends of them
     r"|model\.ppo\.micro_batch_size"  # the same gradient in smaller parts

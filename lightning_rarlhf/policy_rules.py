@@ -18,6 +18,7 @@ def require_workable(policy: PolicyConfig, *, fits: bool, shards: bool, device: 
     Raises:
         ModelError: the reason, and what to set instead.
     """
+    _require_compilable(policy, shards=shards)
     if policy.quantization is None:
         return
     got = f"policy.quantization={policy.quantization}"
@@ -37,6 +38,17 @@ def require_workable(policy: PolicyConfig, *, fits: bool, shards: bool, device: 
             f"{got} on a CPU: bitsandbytes repacks 4-bit weights there when they are evaluated or saved, so that a "
             "resumed run would differ; give --model.policy.quantization 8bit, or train on a GPU"
         )
+
+
+def _require_compilable(policy: PolicyConfig, *, shards: bool) -> None:
+    """Refuse to compile sampling from weights that are not ordinary tensors, or lie elsewhere at each iteration."""
+    if not policy.compile_sampling or (policy.quantization is None and not shards):
+        return
+    cause = "a sharded strategy" if shards else f"policy.quantization={policy.quantization}"
+    raise ModelError(
+        f"policy.compile_sampling with {cause}: a compiled step needs ordinary weights that stay at one address; leave "
+        "one of the two out (--model.policy.compile_sampling false, or --trainer.strategy ddp and no quantization)"
+    )
 
 
 def require_trainable(policy: PolicyConfig, *, quantized: bool) -> None:

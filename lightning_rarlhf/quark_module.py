@@ -28,7 +28,7 @@ from lightning_rarlhf.quark_batch import batch_of, rows_of_step, token_lists
 from lightning_rarlhf.quark_policy import ConditionedDecoder, ConditionedPolicy, reward_tokens, with_reward_tokens
 from lightning_rarlhf.quark_pool import QuarkPool
 from lightning_rarlhf.reward_models import RewardModel
-from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, sample
+from lightning_rarlhf.sampling import SamplingSeed, sample
 from lightning_rarlhf.stopwatch import Stopwatch
 
 
@@ -185,7 +185,7 @@ class QuarkModule(LanguageModule):
         if iteration >= self.quark.initial_iterations:
             return self._sample(batch, sampling, seed)
         assert isinstance(self.reference, FrozenModel)
-        decoder = CachedDecoder(self.reference.model)
+        decoder = self.decoder_of(self.reference.model)
         return sample(decoder, batch, sampling, seed, self.tokenizer, self.actor.eos_token_ids)
 
     def generate(self, batch: PromptBatch, seed: SamplingSeed) -> Samples:
@@ -193,7 +193,7 @@ class QuarkModule(LanguageModule):
         return self._sample(batch, self.sampling, seed)
 
     def _sample(self, batch: PromptBatch, sampling: SamplingConfig, seed: SamplingSeed) -> Samples:
-        decoder = ConditionedDecoder(CachedDecoder(self.actor), self.actor.best(len(batch)))
+        decoder = ConditionedDecoder(self.decoder_of(self.actor), self.actor.best(len(batch)))
         return sample(decoder, batch, sampling, seed, self.tokenizer, self.actor.eos_token_ids)
 
     def _remember(self, parts: list[Samples], scores: Tensor) -> None:

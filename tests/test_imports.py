@@ -104,6 +104,17 @@ PLACES = (
         ),
     ),
     Place("lightning_rarlhf/kv_cache.py", 1),
+    Place("lightning_rarlhf/fixed_cache.py", 1),
+    Place(
+        "lightning_rarlhf/compiled_decoding.py",
+        1,
+        (
+            "lightning_rarlhf/cpu_linear.py",
+            "lightning_rarlhf/fixed_cache.py",
+            "lightning_rarlhf/kv_cache.py",
+            "lightning_rarlhf/policy.py",
+        ),
+    ),
     Place("lightning_rarlhf/sampling.py", 1, ("lightning_rarlhf/kv_cache.py", "lightning_rarlhf/policy.py")),
     Place("lightning_rarlhf/policy_rules.py", 1),
     Place(
