@@ -235,6 +235,11 @@ def compile_step(step: Step, device: torch.device) -> Step:
     return compiled
 
 
+def copies_bytes(model: LanguageModel) -> int:
+    """Bytes of the copies that bf16-mixed sampling keeps of the linear layers' weights."""
+    return sum(weight.numel() * torch.bfloat16.itemsize for _, _, weight in _cast_weights(model))
+
+
 def require_compiler(device: torch.device) -> None:
     """See that there is what torch's compiler works with: a C++ compiler for the CPU, Triton for a GPU.
 
@@ -292,21 +297,22 @@ def _twin(model: LanguageModel) -> LanguageModel:
 def _cast_linear_weights(twin: LanguageModel, dtype: torch.dtype | None) -> list[tuple[Tensor, Tensor]]:
     """Give a twin's linear layers weights of autocast's type, None = leave them; each with the one it is a copy of."""
     copied: list[tuple[Tensor, Tensor]] = []
-    for module in twin.lm.modules() if dtype is not None else ():
-        if not _is_linear(module):
-            continue
-        for name, weight in list(module.named_parameters(recurse=False)):
-            if weight.dtype == torch.float32:
-                small = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
-                setattr(module, name, small)
-                copied.append((small, weight))
+    for module, name, weight in list(_cast_weights(twin)) if dtype is not None else ():
+        small = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
+        setattr(module, name, small)
+        copied.append((small, weight))
     return copied
 
 
-def _is_linear(module: nn.Module) -> bool:
+def _cast_weights(model: LanguageModel) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """What autocast would cast: the linear layers' float32 weights."""
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, nn.Linear | Conv1D)
+    for module in model.lm.modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            for name, weight in module.named_parameters(recurse=False):
+                if weight.dtype == torch.float32:
+                    yield module, name, weight
 
 
 @contextmanager

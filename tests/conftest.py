@@ -23,6 +23,7 @@ os.environ |= {
     # Caches of this process alone: nothing is found that a former run or the user left behind.
     "HF_HOME": str(Path(_CACHE, "huggingface")),
     "MPLCONFIGDIR": str(Path(_CACHE, "matplotlib")),
+    "TORCHINDUCTOR_CACHE_DIR": str(Path(_CACHE, "inductor")),
     # One thread: sums are then the same on every run, and pytest's workers do not crowd each other out.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

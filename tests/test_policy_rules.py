@@ -16,6 +16,8 @@ LORA = LoRAConfig()
         (PolicyConfig(quantization="8bit", lora=LORA), {"shards": True}, r"FSDP.*ddp.*fsdp2\.yaml"),
         (PolicyConfig(quantization="8bit"), {"shards": True, "fits": False}, r"FSDP.*ddp"),
         (PolicyConfig(quantization="4bit", lora=LORA), {"device": "cpu"}, r"4-bit.*8bit"),
+        (PolicyConfig(compile_sampling=True), {"shards": True}, r"compile_sampling with a sharded.*strategy ddp"),
+        (PolicyConfig(compile_sampling=True, quantization="8bit", lora=LORA), {}, r"quantization=8bit.*leave"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_can(policy, run, reason):
@@ -33,6 +35,7 @@ def test_what_cannot_work_is_refused_with_what_can(policy, run, reason):
         (PolicyConfig(quantization="4bit", lora=LORA), {}),
         (PolicyConfig(quantization="8bit"), {"fits": False}),
         (PolicyConfig(quantization="4bit"), {"fits": False, "device": "cpu"}),
+        (PolicyConfig(compile_sampling=True, lora=LORA), {"device": "cpu"}),
     ],
 )
 def test_what_works_passes(policy, run):

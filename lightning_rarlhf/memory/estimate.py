@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_rarlhf.compiled_decoding import copies_bytes
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.kv_cache import room_for
@@ -120,10 +121,14 @@ def estimate(run: Run) -> Estimate:
             activations = update.now
             loss.backward()
             backward = update.peak
+    comes_and_goes = {"key-value cache": cache}
+    if run.policy.compile_sampling:  # what its steps are compiled for stays where it is
+        held |= comes_and_goes | {"bfloat16 copies to sample from": copies_bytes(actor) if run.autocast else 0}
+        comes_and_goes = {}
     drawing = _drawing(actor, run)
     step = trained if run.on_gpu else 0  # on GPUs torch's optimizers work on all weights at once
     phases = {
-        "sampling": whole | {"key-value cache": cache, "logits": max(drawing, prompt_pass)},
+        "sampling": whole | comes_and_goes | {"logits": max(drawing, prompt_pass)},
         "log-probabilities and values": whole | {"forward pass": evaluation.peak},
         "update": block
         | buckets

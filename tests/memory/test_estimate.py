@@ -99,6 +99,19 @@ def test_the_cache_is_two_numbers_a_layer_head_and_token(middling):
     assert cache == pytest.approx(2 * 6 * 384 * 4 * 16 * (32 + 32), rel=0.01)
 
 
+def test_compiled_sampling_keeps_its_cache_and_its_copies(middling):
+    plain, compiled = (replace(run_of(middling, compile_sampling=on), autocast=True) for on in (False, True))
+    before, after = estimate(plain), estimate(compiled)
+    cache = before.phases["sampling"]["key-value cache"]
+    assert after.held["key-value cache"] == cache
+    layers = 6 * (12 * 384 * 384 + 9 * 384)  # weights and biases
+    assert after.held["bfloat16 copies to sample from"] == 2 * (layers + 12_000 * 384)
+    assert after.peak("update") == before.peak("update") + cache + 2 * (layers + 12_000 * 384)
+    in_float32 = estimate(replace(compiled, autocast=False))
+    assert in_float32.held["bfloat16 copies to sample from"] == 0
+    assert in_float32.peak("sampling") == estimate(replace(plain, autocast=False)).peak("sampling")
+
+
 def test_sharding_divides_what_is_held(middling):
     run = run_of(middling)
     alone, two = estimate(run), estimate(replace(run, processes=2, shards=True))
