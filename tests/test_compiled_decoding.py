@@ -27,7 +27,7 @@ from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, sample
 from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.quiet_trainer import quiet_trainer
 from tests.test_ppo_module import Prompts
-from tests.test_sampling import PROMPTS, batch_of
+from tests.test_sampling import PROMPTS, Waits, batch_of
 from tests.test_speed_changes_nothing import Prompts as RaggedPrompts
 from tests.test_speed_changes_nothing import Record
 from tests.tiny_models import FAMILIES
@@ -43,12 +43,12 @@ def as_it_is(monkeypatch) -> None:
 
 
 @pytest.fixture
-def traced(monkeypatch) -> list[int]:
+def traced(monkeypatch) -> list[torch.fx.GraphModule]:
     """The step as traced, operation by operation; the list grows with each compilation."""
-    compilations: list[int] = []
+    compilations: list[torch.fx.GraphModule] = []
 
     def backend(graph, inputs):
-        compilations.append(len(inputs))
+        compilations.append(graph)
         kept: list[torch.Tensor] = []
 
         def replay(*args):
@@ -229,6 +229,31 @@ def test_one_size_is_compiled_once_whatever_the_weights(policy_folder, traced):
     assert len(traced) == 1
     drawn(actor, tokenizer, decoding, prompts=PROMPTS * 2)  # a room of its own
     assert len(traced) == 2
+
+
+def test_no_step_waits_for_the_device_whatever_the_padding(policy_folder, traced, monkeypatch):
+    actor, tokenizer = actor_of(policy_folder)
+    decoding = CompiledDecoding()
+    drawn(actor, tokenizer, decoding)
+    (graph,) = traced
+    inside = {str(node.target).rpartition(".")[2] for node in graph.graph.nodes}
+    assert "index_copy_" in inside
+    assert not inside & {"item", "tolist", "nonzero", "_local_scalar_dense", "__bool__"}
+    # and what is around it: the step itself is left out, as no mode may watch a compiled function
+    (compiled,) = decoding._of.values()
+    (room,) = compiled._rooms
+    states = torch.zeros(room.rows, actor.hidden_size), torch.zeros(room.rows, actor.vocabulary)
+    room._step = lambda: states
+    monkeypatch.setattr("lightning_rarlhf.sampling._patience", lambda _device: 5)
+
+    def waits(tokens):
+        sampling, seed = SamplingConfig(max_new_tokens=tokens), SamplingSeed(base=5)
+        with Waits() as counted:
+            decoder = decoding.decoder(actor, tokens, keep_hidden=True)
+            sample(decoder, batch_of(PROMPTS * 6), sampling, seed, tokenizer, torch.tensor([-1]), keep_logprobs=True)
+        return counted.count
+
+    assert waits(21) - waits(1) == 20 // 5
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
