@@ -19,6 +19,7 @@ from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.distributed import rank
 from lightning_rarlhf.errors import ModelError, UserError
 from lightning_rarlhf.evaluated_module import EvaluatedModule
+from lightning_rarlhf.freed_memory import keep_freed_memory
 from lightning_rarlhf.hub import require_model, split_revision
 from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.optimizing import keep_users_settings
@@ -84,6 +85,8 @@ class LanguageModule(EvaluatedModule):
         if stage in ("fit", "validate") and not self.trains_with_reward:
             return
         device = self.trainer.strategy.root_device
+        if device.type == "cpu":
+            keep_freed_memory()
         if self.reward is None:
             raise UserError(f"{type(self).__name__}: {stage} needs a reward; set model.reward")
         self.reward.load(device)

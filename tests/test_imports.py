@@ -49,6 +49,7 @@ PLACES = (
     Place("lightning_rarlhf/redaction.py", 0),
     Place("lightning_rarlhf/plain_text.py", 0),
     Place("lightning_rarlhf/stopwatch.py", 0),
+    Place("lightning_rarlhf/freed_memory.py", 0),
     Place(
         "lightning_rarlhf/functional/",
         0,
