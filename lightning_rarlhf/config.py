@@ -136,7 +136,7 @@ class PPOConfig:
     """episodes per optimizer step, over all processes; a tail smaller than this is one minibatch"""
     micro_batch_size: PositiveInt | None = None
     """episodes per forward and backward pass of each process: smaller = less memory, the same gradient; none = a
-    process's whole share of the minibatch on an accelerator, about 1,500 tokens on a CPU, which is faster there"""
+    process's whole share of the minibatch on an accelerator, about 2,000 tokens on a CPU, which is faster there"""
     gamma: ClosedUnitInterval = 1.0
     """discount per token"""
     lam: ClosedUnitInterval = 0.95

@@ -154,7 +154,7 @@ def test_a_minibatch_is_cut_into_parts_that_add_up():
 
 
 def test_on_a_cpu_a_pass_takes_as_many_rows_as_its_cache_does():
-    assert rows_at_a_time(112, "cpu") == 13
+    assert rows_at_a_time(112, "cpu") == 18
     assert rows_at_a_time(5000, "cpu") == 1
     assert rows_at_a_time(112, "cuda") is None
     long = replace(
