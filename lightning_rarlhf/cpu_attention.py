@@ -1,15 +1,24 @@
-"""Attention of bfloat16 on a CPU, computed in float32: torch's own kernel takes twice as long there in bfloat16."""
+"""Attention on a CPU: in bfloat16 computed in float32, and for the queries that are read only.
+
+torch's own kernel takes twice as long there in bfloat16. On an accelerator nothing changes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+
+_read: dict[nn.Module, int] = {}
+"""how many columns of an attention's output are read, where not all are"""
 
 
-def attend_in_float32_on_cpu() -> None:
-    """Let what transformers calls `sdpa` do so, in this process; on other devices, and in other types, nothing changes.
+def attend_well_on_cpu() -> None:
+    """Let what transformers calls `sdpa` do so, in this process.
 
     Under its own name: architectures look for that one when they make their masks.
     """
@@ -18,14 +27,52 @@ def attend_in_float32_on_cpu() -> None:
     AttentionInterface.register("sdpa", _attention)
 
 
+@contextmanager
+def last_queries(attention: nn.Module, columns: int) -> Iterator[None]:
+    """Inside, an attention that calls `sdpa` answers for its last `columns` columns, and 0 for the others."""
+    _read[attention] = columns
+    try:
+        yield
+    finally:
+        del _read[attention]
+
+
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+    if query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    width = query.shape[2]
+    columns = _read.get(module, width)
+    if columns < width == key.shape[2] and options.get("position_bias") is None:
+        attention_mask = _last_rows(attention_mask, width, columns, causal=_is_causal(module, options))
+        options["is_causal"] = False
+        query = query[:, :, -columns:]
+    output = _in_float32(module, query, key, value, attention_mask, **options)
+    return pad(output, (0, 0, 0, 0, width - output.shape[1], 0)), None
+
+
+def _in_float32(module: nn.Module, query: Tensor, *others: Any, **options: Any) -> Tensor:
+    """[B, S, h, D] in the query's own type, computed in float32 where that is bfloat16."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if query.dtype != torch.bfloat16:
+        return sdpa_attention_forward(module, query, *others, **options)[0]
+    key, value, mask = others
     with torch.autocast("cpu", enabled=False):
-        wide = (query.float(), key.float(), value.float())
-        output, _ = sdpa_attention_forward(module, *wide, attention_mask, **options)
-    return output.to(query.dtype), None
+        output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **options)
+    return output.to(query.dtype)
+
+
+def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
+    asked = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if asked is None else asked)
+
+
+def _last_rows(mask: Tensor | None, width: int, columns: int, *, causal: bool) -> Tensor | None:
+    """The mask of the last `columns` queries over `width` keys, [..., columns, width]; None = all are attended to."""
+    if mask is not None:
+        return mask[..., -columns:, :]
+    return torch.ones(columns, width, dtype=torch.bool).tril(width - columns)[None, None] if causal else None

@@ -11,7 +11,7 @@ import os
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _SETTINGS = {_MMAP_THRESHOLD: 256 * 2**20, _TRIM_THRESHOLD: 2**31 - 1}
-"""bytes: larger blocks, such as weights that were read, are still returned at once; so is what is free above the second"""
+"""bytes: larger blocks, such as weights that were read, still go back at once; so does what is free above the second"""
 _OF_THE_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 

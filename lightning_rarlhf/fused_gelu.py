@@ -7,6 +7,7 @@ the logistic function takes a fifth.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ class TanhGELU(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu":
             return gelu(input, approximate="tanh")
-        result: Tensor = _GELU.apply(input) if torch.is_grad_enabled() else _gelu(input)
-        return result
+        gelu_with_gradient: Callable[[Tensor], Tensor] = _GELU.apply
+        return (gelu_with_gradient if torch.is_grad_enabled() else _gelu)(input)
 
 
 def _gelu(inputs: Tensor) -> Tensor:

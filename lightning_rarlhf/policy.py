@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_rarlhf.blocks import blocks_of, instead
 from lightning_rarlhf.config import SamplingConfig
-from lightning_rarlhf.cpu_attention import attend_in_float32_on_cpu
+from lightning_rarlhf.cpu_attention import attend_well_on_cpu
 from lightning_rarlhf.cpu_linear import multiply_by_onednn
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.errors import ModelError
@@ -20,7 +20,7 @@ from lightning_rarlhf.frozen_layers import FrozenLayers, copy_sharing_frozen
 from lightning_rarlhf.functional.logprobs import chunk_of, token_logprobs, token_logprobs_and_entropy
 from lightning_rarlhf.functional.sequences import position_ids
 from lightning_rarlhf.fused_gelu import fuse_gelu
-from lightning_rarlhf.last_block import last_mlp, reading_last, same_states
+from lightning_rarlhf.last_block import LastBlock, last_block, reading_last, same_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,8 +42,8 @@ class LanguageModel(nn.Module):
     """
 
     eos_token_ids: Tensor
-    _cut_mlp: tuple[nn.Module, ...] = ()
-    """the last block's MLP where it may read fewer columns; in a tuple, so that it is no second child"""
+    _last_block: LastBlock | None = None
+    """what may read fewer columns; a tuple, so that its parts are no second children"""
 
     def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int], frozen_layers: int = 0) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class LanguageModel(nn.Module):
         self.lm = lm.eval()
         fuse_gelu(self.lm)
         multiply_by_onednn(self.lm)
-        attend_in_float32_on_cpu()
+        attend_well_on_cpu()
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
-        self._cut_mlp = _cuttable_mlp(self)
+        self._last_block = _cuttable(self)
         _check_frozen(self)
 
     @property
@@ -103,9 +103,9 @@ class LanguageModel(nn.Module):
         """For forward passes of which only the last `columns` columns are read: does nothing for the others in vain."""
         # what a checkpointed block computes again in the backward pass must be what it computed the first time
         recomputes = self.lm.is_activation_checkpointing and torch.is_grad_enabled()
-        if columns is None or recomputes or not self._cut_mlp:
+        if columns is None or recomputes or self._last_block is None:
             return nullcontext()
-        return reading_last(self._cut_mlp[0], columns)
+        return reading_last(self._last_block, columns)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states: [..., H] → [..., V]."""
@@ -326,21 +326,23 @@ def _check_split(model: LanguageModel) -> None:
 
 
 @torch.no_grad()
-def _cuttable_mlp(model: LanguageModel) -> tuple[nn.Module, ...]:
-    """The last MLP, if this architecture gives the same hidden states when it reads only their columns."""
-    mlp = last_mlp(model.lm)
-    if mlp is None or model.lm.device.type == "meta":
-        return ()
+def _cuttable(model: LanguageModel) -> LastBlock | None:
+    """As much of the last block as gives the same hidden states when it reads their columns only."""
+    if model.lm.device.type == "meta":
+        return None
     ids = torch.arange(3, device=model.lm.device)[None] % 2
     mask = torch.ones_like(ids, dtype=torch.bool)
     whole = model.trunk(ids, mask)
-    try:
-        with reading_last(mlp, 2):
-            cut = model.trunk(ids, mask)
-    # an MLP with another signature, as some mixtures of experts have
-    except (TypeError, RuntimeError, AttributeError, IndexError):
-        return ()
-    return (mlp,) if same_states(whole[:, 1:], cut[:, 1:]) else ()
+    for block in last_block(model.lm):
+        try:
+            with reading_last(block, 2):
+                cut = model.trunk(ids, mask)
+        # parts with another signature, as some mixtures of experts have
+        except (TypeError, RuntimeError, AttributeError, IndexError):
+            continue
+        if same_states(whole[:, 1:], cut[:, 1:]):
+            return block
+    return None
 
 
 @torch.no_grad()

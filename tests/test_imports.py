@@ -63,7 +63,7 @@ PLACES = (
     Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py")),
     Place("lightning_rarlhf/fused_gelu.py", 1),
     Place("lightning_rarlhf/blocks.py", 1),
-    Place("lightning_rarlhf/last_block.py", 1, ("lightning_rarlhf/blocks.py",)),
+    Place("lightning_rarlhf/last_block.py", 1, ("lightning_rarlhf/blocks.py", "lightning_rarlhf/cpu_attention.py")),
     Place("lightning_rarlhf/frozen_layers.py", 1, ("lightning_rarlhf/blocks.py",)),
     Place("lightning_rarlhf/cpu_attention.py", 1),
     Place("lightning_rarlhf/cpu_linear.py", 1),

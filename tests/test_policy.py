@@ -195,16 +195,6 @@ def test_pad_columns_are_not_read_and_change_nothing(policy_folder):
     assert padded.logprobs[:, 2:].eq(0).all()
 
 
-def test_the_one_kernel_gelu_is_the_formula_that_it_replaces(policy_folder):
-    from transformers.activations import NewGELUActivation
-
-    actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), load_tokenizer(str(policy_folder)))
-    activation = actor.lm.transformer.h[0].mlp.act
-    inputs = torch.linspace(-8, 8, 1001)
-    torch.testing.assert_close(activation(inputs), NewGELUActivation()(inputs), atol=1e-6, rtol=1e-5)
-    assert isinstance(activation, torch.nn.GELU)
-
-
 def test_a_share_without_rows_still_carries_a_gradient(policy_folder):
     actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), load_tokenizer(str(policy_folder)))
     none = torch.zeros(1, 6, dtype=torch.bool)

@@ -158,7 +158,7 @@ def test_on_a_cpu_a_pass_takes_as_many_rows_as_its_cache_does():
     assert rows_at_a_time(5000, "cpu") == 1
     assert rows_at_a_time(112, "cuda") is None
     long = replace(
-        ppo_batch(), sequences=torch.zeros(5, 400, dtype=torch.int64), attention_mask=torch.ones(5, 400).bool()
+        ppo_batch(), sequences=torch.zeros(5, 600, dtype=torch.int64), attention_mask=torch.ones(5, 600).bool()
     )
     policy, updater = Echo(), Recorder()
     run_ppo_epochs(policy, long, PPOConfig(epochs=1), SamplingConfig(), torch.Generator(), updater)
