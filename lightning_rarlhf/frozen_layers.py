@@ -8,13 +8,15 @@ which then begins above them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from lightning_rarlhf.blocks import blocks_of, instead
+from lightning_rarlhf.blocks import blocks_of, instead, same_states
 from lightning_rarlhf.errors import ModelError
 
 if TYPE_CHECKING:
@@ -78,6 +80,37 @@ class FrozenLayers:
                 yield
         finally:
             hook.remove()
+
+    def require_separable(self, run: Callable[[], Tensor], architecture: str) -> None:
+        """Refuse an architecture that cannot be run from above its frozen layers.
+
+        In a `rehearsal`, on tensors without contents, what can be seen is that nothing learns below the boundary and
+        that both ways of running go through; that their results are equal is seen with weights only.
+
+        Args:
+            run: makes a forward pass; → last hidden states.
+            architecture: its name, for the message.
+
+        Raises:
+            ModelError: something below the boundary that is neither an embedding nor a block, or blocks that are called
+                in another way than with the hidden states first.
+        """
+        try:
+            with torch.enable_grad(), self.alone() as below:
+                run()
+            with self.skipped(below[0]):
+                split = run()
+            sound = not below[0].requires_grad and same_states(run(), split)
+        except (DataDependentOutputException, DynamicOutputShapeException):  # a question to contents that are not there
+            sound = not below or not below[0].requires_grad
+        # blocks that are called otherwise
+        except (TypeError, RuntimeError, AttributeError, LookupError):
+            sound = False
+        if not sound:
+            raise ModelError(
+                f"policy.frozen_layers: {architecture} has more below its upper layers than embeddings and blocks, or "
+                "calls its blocks in a way of its own; leave frozen_layers out"
+            )
 
 
 def require_left(lm: PreTrainedModel, frozen_layers: int) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -78,9 +77,3 @@ def _cut(module: nn.Module, columns: int) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def same_states(whole: Tensor, cut: Tensor) -> bool:
-    """Whether two passes gave the same hidden states but for rounding."""
-    tolerance = 1e-5 if whole.dtype == torch.float32 else 2e-2
-    return whole.shape == cut.shape and torch.allclose(whole.float(), cut.float(), rtol=tolerance, atol=tolerance)

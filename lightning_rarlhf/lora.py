@@ -18,6 +18,7 @@ from lightning_rarlhf.blocks import blocks_of
 from lightning_rarlhf.config import LoRAConfig, SamplingConfig
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.plain_text import first_line
 from lightning_rarlhf.policy import LanguageModel
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ def add_adapter(lm: PreTrainedModel, config: LoRAConfig, frozen_layers: int = 0)
     )
     with warnings.catch_warnings():  # a starting adapter may be there, and is meant
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        peft.inject_adapter_in_model(settings, lm, adapter_name=TRAINED)
+        try:
+            peft.inject_adapter_in_model(settings, lm, adapter_name=TRAINED)
+        except ValueError as error:  # layers that an architecture of peft's list cannot have adapters in
+            raise ModelError(f"lora.target_modules: {first_line(error)}") from error
     for layer in _layers(lm):
         layer.set_adapter([START, TRAINED])
     for name, parameter in lm.named_parameters():

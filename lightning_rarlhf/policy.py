@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_rarlhf.blocks import blocks_of, instead
+from lightning_rarlhf.blocks import blocks_of, instead, same_states
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.cpu_attention import attend_well_on_cpu
 from lightning_rarlhf.cpu_linear import multiply_by_onednn
@@ -20,7 +20,7 @@ from lightning_rarlhf.frozen_layers import FrozenLayers, copy_sharing_frozen
 from lightning_rarlhf.functional.logprobs import chunk_of, token_logprobs, token_logprobs_and_entropy
 from lightning_rarlhf.functional.sequences import position_ids
 from lightning_rarlhf.fused_gelu import fuse_gelu
-from lightning_rarlhf.last_block import LastBlock, last_block, reading_last, same_states
+from lightning_rarlhf.last_block import LastBlock, last_block, reading_last
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +55,8 @@ class LanguageModel(nn.Module):
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
         self._last_block = _cuttable(self)
-        _check_frozen(self)
+        if lm.device.type != "meta":
+            self.require_separable()
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +130,19 @@ class LanguageModel(nn.Module):
         with self.frozen.alone() as states:
             self.trunk(sequences, attention_mask)
         return states[0]
+
+    @torch.no_grad()
+    def require_separable(self) -> None:
+        """Refuse to freeze the lower layers of an architecture that cannot be run from above them.
+
+        Raises:
+            ModelError: naming the architecture.
+        """
+        if self.frozen is None:
+            return
+        ids = torch.arange(3, device=self.device)[None] % 2
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        self.frozen.require_separable(partial(self.trunk, ids, mask), type(self.lm).__name__)
 
     def twin(self) -> LanguageModel:
         """The same distribution in a network of its own, but for the frozen layers' weights, which both have."""
@@ -343,26 +357,3 @@ def _cuttable(model: LanguageModel) -> LastBlock | None:
         if same_states(whole[:, 1:], cut[:, 1:]):
             return block
     return None
-
-
-@torch.no_grad()
-def _check_frozen(model: LanguageModel) -> None:
-    """Refuse to freeze the lower layers of an architecture that cannot be run from above them."""
-    if model.frozen is None or model.lm.device.type == "meta":
-        return
-    ids = torch.arange(3, device=model.lm.device)[None] % 2
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    try:
-        with torch.enable_grad(), model.frozen.alone() as below:
-            model.trunk(ids, mask)
-        with model.above(below[0]):
-            split = model.trunk(ids, mask)
-        sound = not below[0].requires_grad and same_states(model.trunk(ids, mask), split)
-    # blocks that are called otherwise
-    except (TypeError, RuntimeError, AttributeError, LookupError):
-        sound = False
-    if not sound:
-        raise ModelError(
-            f"policy.frozen_layers: {type(model.lm).__name__} has more below its upper layers than embeddings and "
-            "blocks, or calls its blocks in a way of its own; leave frozen_layers out"
-        )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_rarlhf.config import PolicyConfig
+from lightning_rarlhf.empty_policy import empty_policy
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.frozen_layers import require_left
 from lightning_rarlhf.hub import base_of_adapter, require_model, split_revision
 from lightning_rarlhf.lora import START, add_adapter
 from lightning_rarlhf.own_code import load_pretrained
@@ -156,8 +156,9 @@ def load_actor_critic(
     """
     from safetensors.torch import load_file
 
+    if config.trains_part:
+        empty_policy(config)  # refuses what does not fit the architecture before minutes go into its weights
     lm = load_causal_lm(config, device)
-    require_left(lm, config.frozen_layers)
     if config.lora is not None:
         add_adapter(lm, config.lora, config.frozen_layers)
     rows = embedding_rows(lm)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import RiskSchedule
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig, PPOConfig, SamplingConfig
+from lightning_rarlhf.empty_policy import empty_policy
 from lightning_rarlhf.errors import ModelError, UserError
 from lightning_rarlhf.export.__main__ import export_checkpoint
 from lightning_rarlhf.language_module import LanguageModule
@@ -25,7 +26,7 @@ from lightning_rarlhf.tokenizer import load_tokenizer
 from lightning_rarlhf.trained_weights import only_trained, require_trained
 from tests.quiet_trainer import quiet_trainer
 from tests.test_speed_changes_nothing import Record, prompts
-from tests.tiny_models import FAMILIES, causal_lm
+from tests.tiny_models import FAMILIES, causal_lm, save_tokenizer
 
 # the first column is empty: `before_responses` cuts it off
 IDS = torch.tensor([[2, 2, 2, 3, 4, 5, 6], [2, 7, 8, 9, 10, 11, 12]])
@@ -149,6 +150,64 @@ def test_an_architecture_with_more_below_than_embeddings_is_refused():
 
     with pytest.raises(ModelError, match="BloomForCausalLM has more below its upper layers.*leave frozen_layers out"):
         ActorCritic(BloomForCausalLM(BloomConfig(vocab_size=20, hidden_size=16, n_layer=2, n_head=2)), [1], 1)
+
+
+def small_run(policy: PolicyConfig) -> Run:
+    return Run(
+        policy=policy,
+        reference=None,
+        reward=None,
+        optimizer=torch.optim.SGD,
+        rows=2,
+        update_rows=2,
+        prompt_tokens=4,
+        sampling=SamplingConfig(max_new_tokens=3),
+    )
+
+
+def bloom(folder: Path) -> Path:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    BloomForCausalLM(BloomConfig(vocab_size=20, hidden_size=16, n_layer=2, n_head=2)).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def test_it_is_refused_before_its_weights_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_rarlhf.policy_loading.load_causal_lm", lambda *_: pytest.fail("loaded"))
+    config = PolicyConfig(pretrained=str(bloom(tmp_path)), frozen_layers=1)
+    with pytest.raises(ModelError, match="BloomForCausalLM has more below its upper layers"):
+        load_actor_critic(config, load_tokenizer(config.pretrained))
+    with pytest.raises(ModelError, match="BloomForCausalLM has more below its upper layers"):
+        estimate(small_run(config))
+
+
+def test_blocks_that_are_called_by_keyword_are_seen_without_contents(policy_folder, monkeypatch):
+    from transformers import GPT2LMHeadModel
+
+    own = GPT2LMHeadModel.__init__
+
+    def changed(self, config):
+        own(self, config)
+        self.transformer.h = ByKeyword(self.transformer.h)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "__init__", changed)
+    with pytest.raises(ModelError, match="GPT2LMHeadModel .*calls its blocks in a way of its own"):
+        empty_policy(PolicyConfig(pretrained=str(policy_folder), frozen_layers=1))
+
+
+def test_what_cannot_be_rehearsed_is_asked_with_its_weights(tmp_path):
+    """torch multiplies float32 experts, but knows no shapes of the product without contents."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    experts = {"num_key_value_heads": 1, "num_local_experts": 2, "pad_token_id": None}
+    MixtralForCausalLM(MixtralConfig(vocab_size=20, **sizes, **experts)).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    config = PolicyConfig(pretrained=str(tmp_path), frozen_layers=1)
+    assert load_actor_critic(config, load_tokenizer(config.pretrained)).frozen_states(IDS, MASK) is not None
+    with pytest.raises(ModelError, match=r"^MixtralForCausalLM cannot be rehearsed without its weights .*max_steps 2$"):
+        estimate(small_run(config))
 
 
 class ByKeyword(torch.nn.ModuleList):

@@ -63,6 +63,7 @@ PLACES = (
     Place("lightning_rarlhf/tokenizer.py", 1, ("lightning_rarlhf/hub.py", "lightning_rarlhf/own_code.py")),
     Place("lightning_rarlhf/fused_gelu.py", 1),
     Place("lightning_rarlhf/blocks.py", 1),
+    Place("lightning_rarlhf/rehearsal.py", 1),
     Place("lightning_rarlhf/last_block.py", 1, ("lightning_rarlhf/blocks.py", "lightning_rarlhf/cpu_attention.py")),
     Place("lightning_rarlhf/frozen_layers.py", 1, ("lightning_rarlhf/blocks.py",)),
     Place("lightning_rarlhf/cpu_attention.py", 1),
@@ -81,10 +82,22 @@ PLACES = (
     ),
     Place("lightning_rarlhf/lora.py", 1, ("lightning_rarlhf/blocks.py", "lightning_rarlhf/policy.py")),
     Place(
-        "lightning_rarlhf/policy_loading.py",
+        "lightning_rarlhf/empty_policy.py",
         1,
         (
             "lightning_rarlhf/frozen_layers.py",
+            "lightning_rarlhf/hub.py",
+            "lightning_rarlhf/lora.py",
+            "lightning_rarlhf/own_code.py",
+            "lightning_rarlhf/policy.py",
+            "lightning_rarlhf/rehearsal.py",
+        ),
+    ),
+    Place(
+        "lightning_rarlhf/policy_loading.py",
+        1,
+        (
+            "lightning_rarlhf/empty_policy.py",
             "lightning_rarlhf/hub.py",
             "lightning_rarlhf/lora.py",
             "lightning_rarlhf/own_code.py",

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig, SamplingConfig
+from lightning_rarlhf.empty_policy import empty_policy
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.lora import WithoutAdapter, without_adapter
 from lightning_rarlhf.policy_loading import load_actor_critic, load_causal_lm
 from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.test_policy import PROMPTS, RESPONSES, samples_of
-from tests.tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES, save_tokenizer
 
 PLAIN = SamplingConfig()
 SMALL = LoRAConfig(r=4, alpha=8)
@@ -95,6 +96,30 @@ def test_gradient_checkpointing_gives_the_same_gradients(policy_folders, quantiz
 def test_a_target_that_matches_nothing_is_refused_with_the_candidates(policy_folders):
     with pytest.raises(ModelError, match=r"'c_attn' matches no linear layer.*fc_in, fc_out, k_proj, out_proj, q_proj"):
         adapted(policy_folders["gptj"], lora=LoRAConfig(target_modules=["q_proj", "c_attn"]))
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "c_attn"], ["lm_head"]])
+def test_it_is_refused_before_the_weights_are_loaded(policy_folders, monkeypatch, targets):
+    monkeypatch.setattr("lightning_rarlhf.policy_loading.load_causal_lm", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ModelError, match=rf"{targets[-1]!r} matches no linear layer"):
+        adapted(policy_folders["gptj"], lora=LoRAConfig(target_modules=targets))
+
+
+def test_what_is_asked_before_the_weights_are_loaded_draws_no_random_number(policy_folder):
+    before = torch.get_rng_state()
+    empty_policy(PolicyConfig(pretrained=str(policy_folder), lora=SMALL, frozen_layers=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_architecture_that_takes_no_adapters_is_refused_in_one_line(tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "conv_kernel": 2}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes)).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match=r"^lora\.target_modules: .*'out_proj' is incompatible with Mamba") as caught:
+        adapted(tmp_path, lora=LoRAConfig(target_modules=["all-linear"]))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_architecture_without_usual_targets_asks_for_them(policy_folders, monkeypatch):

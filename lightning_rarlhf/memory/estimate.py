@@ -12,16 +12,16 @@ from torch.optim import Optimizer
 from lightning_rarlhf.compiled_decoding import copies_bytes
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
+from lightning_rarlhf.empty_policy import empty_policy
 from lightning_rarlhf.kv_cache import room_for
 from lightning_rarlhf.memory.networks import (
     empty_classifier,
-    empty_policy,
     largest_block,
     trained_bytes,
     weight_bytes,
 )
-from lightning_rarlhf.memory.rehearsal import Allocations, rehearsed
 from lightning_rarlhf.policy import ActorCritic
+from lightning_rarlhf.rehearsal import Allocations, rehearsed
 from lightning_rarlhf.sampling import CachedDecoder
 
 _DRAW_BYTES = 4 + 4 + 8

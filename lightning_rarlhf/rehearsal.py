@@ -7,16 +7,21 @@ code is the real one, what it keeps for the backward pass, recomputes or frees i
 from __future__ import annotations
 
 import contextlib
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.plain_text import first_line
 
 
 class Allocations(TorchDispatchMode):
@@ -73,10 +78,32 @@ def rehearsed(network: nn.Module) -> Iterator[Callable[[], Allocations]]:
 
     Yields:
         A function that opens a new count of allocations, to be entered by `with`.
+
+    Raises:
+        ModelError: an operation that asks for contents, or that torch knows no shapes of, as some mixtures of experts'.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _AllCount():
+    with _unheard(), FakeTensorMode(allow_non_fake_inputs=True), _AllCount():
         _give_shapes(network)
-        yield lambda: Allocations(network)
+        try:
+            yield lambda: Allocations(network)
+        except RuntimeError as error:
+            name = type(getattr(network, "lm", network)).__name__
+            raise ModelError(
+                f"{name} cannot be rehearsed without its weights ({first_line(error)}), so what it needs is not known; "
+                "try a short run: --trainer.max_steps 2"
+            ) from error
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Inside, torch writes no page to the log about an operation that it cannot rehearse: the error says it."""
+    log = logging.getLogger(fake_tensor.__name__)
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _give_shapes(network: nn.Module) -> None:
