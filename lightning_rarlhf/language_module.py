@@ -17,6 +17,7 @@ from lightning_rarlhf.compiled_decoding import CompiledDecoding, require_compile
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.distributed import rank
+from lightning_rarlhf.empty_policy import read_configuration
 from lightning_rarlhf.errors import ModelError, UserError
 from lightning_rarlhf.evaluated_module import EvaluatedModule
 from lightning_rarlhf.freed_memory import keep_freed_memory
@@ -138,10 +139,13 @@ class LanguageModule(EvaluatedModule):
     def build(self) -> None:
         """Load the policy, and the reference that KL is measured against; a method may add to it."""
         self.tokenizer = load_tokenizer(self.policy_config.pretrained, self.policy_config.revision)
+        has_reference = self.trains_with_reward or self.trainer.state.fn in ("test", "predict")
+        if has_reference:
+            self._require_same_tokens()
         self.actor = self._load_actor()
         if self.trainer.state.fn == "fit":
             require_trainable(self.policy_config, quantized=bool(getattr(self.actor.lm, "is_quantized", False)))
-        if self.trains_with_reward or self.trainer.state.fn in ("test", "predict"):
+        if has_reference:
             self.reference = self._load_reference()
         if not self.trains_critic:
             self.actor.value_head.requires_grad_(False)  # DDP waits for the gradient of whatever requires one
@@ -166,20 +170,25 @@ class LanguageModule(EvaluatedModule):
             dtype=self.policy_config.dtype,
             attn_implementation=self.policy_config.attn_implementation,
         )
-        lm = load_causal_lm(config, device)
-        model = LanguageModel(lm, end_of_text_ids(lm, self.tokenizer))
-        if model.vocabulary != self.actor.vocabulary:
+        vocabulary = int(read_configuration(name, revision).get_text_config().vocab_size)
+        if vocabulary != self.actor.vocabulary:
             raise UserError(
-                f"reference {config.pretrained} has {model.vocabulary} tokens, the policy "
-                f"{self.policy_config.pretrained} {self.actor.vocabulary}: "
-                "KL needs one vocabulary; name a reference of the policy's family"
+                f"reference {name} has {vocabulary} tokens, the policy {self.policy_config.pretrained} "
+                f"{self.actor.vocabulary}: KL needs one vocabulary; name a reference of the policy's family"
             )
-        if self.reference_name is not None:
-            self._require_same_tokens(name, revision)
-        return self._placed(model)
+        lm = load_causal_lm(config, device)
+        return self._placed(LanguageModel(lm, end_of_text_ids(lm, self.tokenizer)))
 
-    def _require_same_tokens(self, name: str, revision: str | None) -> None:
-        """Refuse a reference that means other texts by the policy's ids, where its folder can tell."""
+    def _require_same_tokens(self) -> None:
+        """Refuse a reference that means other texts by the policy's ids, where its folder can tell; before any weights.
+
+        Raises:
+            ModelError: nothing there, or with the first token that differs.
+        """
+        if is_start(self.policy_config, self.reference_name):
+            return
+        name, revision = reference_of(self.policy_config, self.reference_name)
+        require_model(name, revision)
         try:
             theirs = load_tokenizer(name, revision)
         except ModelError:  # weights alone

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import train
+from lightning_rarlhf import language_module
 from tests.datamodules.data_files import jigsaw_rows, write_csv
 from tests.test_configs import QUIET, ROOT
 from tests.tiny_models import causal_lm, save_classifier, save_policy
@@ -43,6 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(root / "policy", root / "other_words")
     tokenizer = root / "other_words" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace("rude", "ruder"))
+    causal_lm("gpt2", vocabulary=24).save_pretrained(save_policy(root / "wide"))
     (root / "latin_1").mkdir()
     (root / "latin_1" / "train.csv").write_bytes("id,comment_text,toxic\n1,caf\xe9,0\n".encode("latin-1"))
     write_csv(root / "latin_1" / "test.csv", jigsaw_rows(5, 5))
@@ -318,6 +320,19 @@ def test_one_line_and_exit_status_2(world, tmp_path, capfd, name):
     files = {path for path in tmp_path.rglob("*") if path.is_file() and "lightning_logs" not in path.parts}
     left = {path.name for path in files - before.keys()}
     assert left == ({"crash.json", "tensors.safetensors"} if name in CRASHES else set())
+
+
+@pytest.mark.parametrize(("reference", "message"), [("other_words", "first at '▁rude"), ("wide", "KL needs one vocab")])
+def test_a_reference_that_cannot_be_compared_is_refused_before_its_weights_are_loaded(
+    world, tmp_path, capfd, monkeypatch, reference, message
+):
+    loaded = []
+    own = language_module.load_causal_lm
+    monkeypatch.setattr(language_module, "load_causal_lm", lambda *args: loaded.append(args) or own(*args))
+    with pytest.raises(SystemExit):
+        train.main([*arguments(world, tmp_path), "--model.reference", str(world / reference)])
+    assert message in capfd.readouterr().err
+    assert loaded == []
 
 
 def test_the_same_arguments_without_a_mistake_train(world, tmp_path):
