@@ -137,14 +137,25 @@ def _gather_table(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def _gather_states(rollout: Rollout, rows: Tensor, prompt: int, response: int) -> Tensor | None:
-    """The frozen layers' states of all episodes, if there are any: less to send than one gradient of the policy."""
+    """The frozen layers' states of all episodes, if there are any: less to send than one gradient of the policy.
+
+    They are the largest part of a rollout, so they come a row of each process at a time, to where they stay: memory
+    holds them once.
+    """
     samples = rollout.samples
     states = samples.frozen_states
     if states is None:
         return None
     left, right = prompt - samples.batch.input_ids.shape[1], response - samples.response_mask.shape[1]
-    wide = pad(states, (0, 0, left, right))
-    return _gather_table(wide.flatten(1), rows).view(-1, *wide.shape[1:])
+    most, processes = int(rows.max()), len(rows)
+    gathered = states.new_empty(most * processes, prompt + response, states.shape[2])
+    nothing = states.new_zeros(1, *gathered.shape[1:])
+    for number, of_all in enumerate(gathered.split(processes)):
+        own = pad(states[number : number + 1], (0, 0, left, right)) if number < len(states) else nothing
+        dist.all_gather_into_tensor(of_all, own)
+    there = (torch.arange(most)[:, None] < rows[None, :]).flatten()
+    episodes = int(rows.sum())
+    return gathered[:episodes] if there[:episodes].all() else gathered[there.to(gathered.device)]
 
 
 def _from_tables(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from lightning_rarlhf import distributed
 from lightning_rarlhf.distributed import dealt, gather_items, gather_rollout, lost_process, total
+from lightning_rarlhf.rehearsal import Allocations
 from tests.test_data_types import ppo_batch
 from tests.test_rollout import GOLDEN, rollout_of
 
@@ -88,3 +91,57 @@ def test_a_lost_process_is_told_from_other_errors(monkeypatch):
     assert line.startswith("process 1 of 2 lost another one (Connection closed by peer [127.0.0.1]:8098); see")
     assert lost_process(RuntimeError("shape mismatch")) is None
     assert lost_process(ValueError("timeout")) is None
+
+
+def of_all(shares, prompt: int, response: int, monkeypatch, rank: int) -> torch.Tensor | None:
+    """`shares`, rollouts with states, gathered as process `rank` does."""
+    rows = torch.tensor([len(share) for share in shares])
+    rounds = iter(range(int(rows.max())))
+
+    def everyone(target, own):
+        number = next(rounds)
+        for process, share in enumerate(shares):
+            if number < len(share):
+                row = share.samples.frozen_states[number]
+                left = prompt - share.samples.batch.input_ids.shape[1]
+                target[process].zero_()
+                target[process, left : left + len(row)] = row
+        sent = target[rank] if int(rows[rank]) > number else torch.zeros_like(own[0])
+        assert torch.equal(own[0], sent)
+
+    monkeypatch.setattr(dist, "all_gather_into_tensor", everyone)
+    return distributed._gather_states(shares[rank], rows, prompt, response)
+
+
+def with_states(rollout, width: int = 5):
+    sequences = rollout.samples.sequences
+    states = torch.rand(*sequences.shape, width)
+    return replace(rollout, samples=replace(rollout.samples, frozen_states=states))
+
+
+def test_frozen_states_come_in_the_global_order(monkeypatch):
+    whole = with_states(rollout_of(GOLDEN[0]["inputs"]))
+    states = whole.samples.frozen_states
+    rows, width = torch.arange(len(whole)), states.shape[1]
+    prompt = whole.samples.batch.input_ids.shape[1]
+    for processes in (2, 3):  # 8 episodes: equal shares, and 3, 3 and 2
+        shares = [whole.select(rows[rank::processes]) for rank in range(processes)]
+        for rank in range(processes):
+            assert torch.equal(of_all(shares, prompt, width - prompt, monkeypatch, rank), states)
+    uneven = [whole.select(rows[:1]), whole.select(rows[1:4])]
+    back = of_all(uneven, prompt + 2, width - prompt + 1, monkeypatch, 0)
+    assert torch.equal(back[:, 2:-1], states[:4])
+    assert back[:, :2].abs().sum() + back[:, -1].abs().sum() == 0
+
+
+def test_frozen_states_are_in_memory_once_while_they_come(monkeypatch):
+    whole = with_states(rollout_of(GOLDEN[0]["inputs"]), width=4096)
+    rows, width = torch.arange(len(whole)), whole.samples.sequences.shape[1]
+    prompt = whole.samples.batch.input_ids.shape[1]
+    shares = [whole.select(rows[rank::2]) for rank in range(2)]
+    monkeypatch.setattr(dist, "all_gather_into_tensor", lambda target, own: None)
+    with Allocations(torch.nn.Linear(1, 1)) as count:
+        states = distributed._gather_states(shares[0], torch.tensor([4, 4]), prompt, width - prompt)
+    assert states is not None
+    own_and_all = 4 + 8
+    assert count.peak < (own_and_all + 4) * 4 * states[0].numel()  # at a copy more it would be 8 rows more

@@ -35,6 +35,7 @@ SCENARIOS = {
     "lora": ["--model.policy.lora", "{}", "--model.ppo.micro_batch_size", "1"],
     "frozen": ["--model.policy.frozen_layers", "1", "--model.ppo.micro_batch_size", "1"],
 }
+SFT_SCENARIOS = {"sft": [], "sft-frozen": ["--model.policy.frozen_layers", "1"]}
 DATA = {"prompt_tokens": 6, "val_size": 9, "test_size": 11, "batch_size": 7, "eval_batch_size": 4, "progress": False}
 ITERATIONS = 4
 
@@ -104,7 +105,7 @@ class Runs:
     def command(self, verb: str, scenario: str, strategy: str, *more: str) -> list[str]:
         folder = self.folder(scenario, strategy)
         return [
-            *(verb, "--config", str(self.root / ("sft.yaml" if scenario == "sft" else "ppo.yaml"))),
+            *(verb, "--config", str(self.root / ("sft.yaml" if scenario in SFT_SCENARIOS else "ppo.yaml"))),
             *("--trainer.strategy", "auto" if strategy == "alone" else strategy),
             *("--trainer.devices", "1" if strategy == "alone" else "2"),
             *("--trainer.default_root_dir", str(folder)),
@@ -112,8 +113,9 @@ class Runs:
         ]
 
     def commands(self, strategy: str) -> list[list[str]]:
-        result = [self.command("fit", name, strategy, *more) for name, more in SCENARIOS.items()]
-        result += [self.command("fit", "sft", strategy), self.command("test", "full", strategy, "--ckpt_path", "last")]
+        fits = {**SCENARIOS, **SFT_SCENARIOS}
+        result = [self.command("fit", name, strategy, *more) for name, more in fits.items()]
+        result.append(self.command("test", "full", strategy, "--ckpt_path", "last"))
         result[-1] += ["--model.policy.gradient_checkpointing", "true"]
         if strategy != "alone":
             for name, more in SCENARIOS.items():
@@ -156,7 +158,7 @@ def worst_on_process_0(policy: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("scenario", [*SCENARIOS, "sft"])
+@pytest.mark.parametrize("scenario", [*SCENARIOS, *SFT_SCENARIOS])
 def test_metrics_of_every_iteration_and_final_weights_are_those_of_one_process(runs, scenario, strategy):
     alone, ours = runs.metrics(scenario, "alone"), runs.metrics(scenario, strategy)
     assert len(alone) == len(ours) >= ITERATIONS
@@ -172,9 +174,12 @@ def test_metrics_of_every_iteration_and_final_weights_are_those_of_one_process(r
 
 def test_the_runs_that_are_compared_learned_something(runs):
     start = {name: value for path in runs.policy.glob("*.safetensors") for name, value in load_file(path).items()}
-    for scenario in SCENARIOS:
+    for scenario in (*SCENARIOS, *SFT_SCENARIOS):
         moved = runs.weights(scenario, "alone")
         assert max((moved[name] - start[name]).abs().max() for name in start) > 1e-3
+        below = [name for name in start if "wte" in name or ".h.0." in name]
+        assert below
+        assert scenario.endswith("frozen") == all(torch.equal(moved[name], start[name]) for name in below)
     started = [runs.metrics(name, "alone")[0]["objective/kl"] for name in ("full", "lora", "frozen")]
     assert started == [pytest.approx(0, abs=1e-4), 0.0, pytest.approx(0, abs=1e-4)]  # one network with LoRA: to the bit
     iterations = [row for row in runs.metrics("full", "alone") if "risk/tail_size" in row]

@@ -139,6 +139,9 @@ def estimate(run: Run) -> Estimate:
             - activations,
         },
     }
+    if states:  # those of the kept episodes, all of them at risk level 1, are taken out of those of all
+        both = ("frozen layers' states", "frozen layers' states of the kept")
+        phases["the tail"] = dict.fromkeys(both, states["frozen layers' states"] * run.processes)
     if run.reward is not None and not run.reward.elsewhere:
         held["reward model"], scoring = _reward(run, run.reward)
         phases["scoring"] = {"forward pass": scoring}
