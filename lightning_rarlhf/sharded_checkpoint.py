@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import warnings
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 _WEIGHTS = "state_dict"
 _HEADER = "meta.pt"
 """Lightning's name for what is neither weights nor optimizer state"""
+_INDEX = ".metadata"
+"""torch's name for what says which value lies where; it has no checksum of its own, as the parts have"""
+_CHECKSUM = "index_sha256"
+"""the header's key"""
 
 
 class SharedWriteError(OSError):
@@ -49,7 +54,7 @@ def save_shards(folder: Path, checkpoint: dict[str, Any]) -> None:
         _on_process_0(lambda: _make_room(partial, folder))
         _write_parts(partial, parts)
         # its folder's list of names reaches the disk with it
-        _on_process_0(lambda: write_checkpoint(checkpoint, partial / _HEADER))
+        _on_process_0(lambda: write_checkpoint(checkpoint | {_CHECKSUM: _sha256(partial / _INDEX)}, partial / _HEADER))
         _on_process_0(lambda: move_folder_in(partial, folder))
     except BaseException:
         if rank() == 0:
@@ -81,7 +86,7 @@ def load_shards(
     )
 
     header = read_checkpoint(folder)
-    saved = _saved_weights(_index(folder))
+    saved = _saved_weights(_index(folder, header.pop(_CHECKSUM, None)))
     require_trained(module, saved, trains_part=trains_part)
     weights = {name: value for name, value in get_model_state_dict(module).items() if name in saved}
     _read_parts(folder, {_WEIGHTS: weights})
@@ -100,7 +105,7 @@ def whole_checkpoint(folder: Path) -> dict[str, Any]:
         UserError: a part is missing or damaged.
     """
     header = read_checkpoint(folder)
-    saved = _saved_weights(_index(folder))
+    saved = _saved_weights(_index(folder, header.pop(_CHECKSUM, None)))
     weights = {name: torch.empty_like(value, device="cpu") for name, value in saved.items()}
     _read_parts(folder, {_WEIGHTS: weights}, alone=True)
     return header | {_WEIGHTS: weights}
@@ -156,11 +161,22 @@ def _said(process: int, error: BaseException) -> str:
 # reading
 
 
-def _index(folder: Path) -> Metadata:
-    """What the folder should hold; refuses it if a part is missing or too short."""
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _index(folder: Path, checksum: str | None) -> Metadata:
+    """What the folder should hold; refuses it if a part is missing or too short.
+
+    Args:
+        folder: of `save_shards`.
+        checksum: of the index; None in folders that were written before it was kept.
+    """
     from lightning_rarlhf.safe_shards import SafeShardReader
 
     try:
+        if checksum is not None and _sha256(folder / _INDEX) != checksum:
+            raise UserError(f"checkpoint {folder}: .metadata is damaged (wrong checksum); give another checkpoint")
         metadata = SafeShardReader(folder).read_metadata()
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {folder}: .metadata is missing; give another checkpoint") from error
