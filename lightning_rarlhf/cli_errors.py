@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import itertools
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -127,10 +128,17 @@ def _wrong_value(message: str) -> str | None:
             keys.append(found["key"])
             text = found["rest"]
         if keys and text and not text.startswith(_NOISE):
-            unnamed = _NO_SUCH_CLASS.search(text)
-            reason = _no_such_class(unnamed["name"], keys) if unnamed else text + _given(lines[number + 1 :], text)
+            name = _misspelt([text, *lines[number + 1 :]])
+            reason = _no_such_class(name, keys) if name else text + _given(lines[number + 1 :], text)
             return f"{'.'.join(keys)}: {reason}"
     return None
+
+
+def _misspelt(lines: list[str]) -> str | None:
+    """The class name that is none, if any alternative of the same key takes classes: a list of them may come first."""
+    own = itertools.takewhile(lambda line: not _PARSER_KEY.search(line), lines)
+    names = (found["name"] for found in map(_NO_SUCH_CLASS.search, own) if found)
+    return next(filter(str.isidentifier, names), None)
 
 
 def _no_such_class(name: str, keys: list[str]) -> str:

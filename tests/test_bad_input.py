@@ -276,6 +276,11 @@ CASES = {
         ["--trainer.callbacks+=RiskShedule"],
         r"trainer\.callbacks: no class is called 'RiskShedule'; did you mean 'RiskSchedule'\?",
     ),
+    "misspelt callback without a list": (
+        ["--trainer.callbacks", "RiskShedule"],
+        r"trainer\.callbacks: no class is called 'RiskShedule'; did you mean 'RiskSchedule'\?",
+    ),
+    "a number for callbacks": (["--trainer.callbacks", "5"], r"trainer\.callbacks: Expected a .*list.*, got 5"),
     "a callback's name for a module": (["--model", "RiskShedule"], r"model: .*did you mean 'RiskAversePPOModule'\?"),
     "misspelt optimizer": (
         ["--model.optimizer", "AdmaW"],
