@@ -21,7 +21,7 @@ from lightning_rarlhf.plain_text import error_line, first_line
 from lightning_rarlhf.provenance import method_settings
 from lightning_rarlhf.quiet import quiet
 from lightning_rarlhf.redaction import redacted, redacted_yaml
-from lightning_rarlhf.strategies import require_readable, require_supported
+from lightning_rarlhf.strategies import require_asked_precision, require_readable, require_supported
 
 _USAGE = "train.py {name} --config FILE [--config OVERLAY] [--model.KEY VALUE] [--data.KEY VALUE] [--trainer.KEY VALUE]"
 
@@ -153,8 +153,10 @@ class TrainCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Tell the module the full configuration, for the result files; stop before other processes are launched."""
+        config = self.config[self.config.subcommand]
+        require_asked_precision(self.trainer, config.trainer.precision)
         require_supported(self.trainer)
-        require_readable(self.trainer, self.config[self.config.subcommand].get("ckpt_path"))
+        require_readable(self.trainer, config.get("ckpt_path"))
         self.model.config_text = redacted_yaml(self.parser.dump(self.config, skip_none=False))
         if self.config.subcommand == "fit":
             whole = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))

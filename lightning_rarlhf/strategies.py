@@ -112,6 +112,19 @@ def require_supported(trainer: pl.Trainer) -> None:
     )
 
 
+def require_asked_precision(trainer: pl.Trainer, asked: object) -> None:
+    """Refuse float16 where the trainer would take bfloat16 in its place, and the run's records would name float16.
+
+    Raises:
+        UserError: with the precisions to choose from.
+    """
+    if str(asked) in ("16", "16-mixed") and trainer.precision != "16-mixed":
+        raise UserError(
+            f"trainer.precision={asked}: Lightning has no float16 on this device and would compute in "
+            f"{trainer.precision}; expected 32-true, or bf16-mixed if that is what you want"
+        )
+
+
 def require_readable(trainer: pl.Trainer, checkpoint: str | None) -> None:
     """Refuse a folder of shards where weights are not sharded, before other processes are launched.
 

@@ -192,6 +192,10 @@ CASES = {
         r"trainer\.strategy DDPStrategy \(started by spawn\) is not supported; expected auto, ddp or fsdp2",
     ),
     "precision": (["--trainer.precision", "16-true"], r"expected 32-true or bf16-mixed"),
+    "float16 on a CPU": (
+        ["--trainer.precision", "16-mixed"],
+        r"trainer\.precision=16-mixed: .* would compute in bf16-mixed; expected 32-true, or bf16-mixed",
+    ),
     "clipping by the trainer": (["--trainer.gradient_clip_val", "1.0"], r"not supported for manual optimization"),
     "accumulation by the trainer": (
         ["--trainer.accumulate_grad_batches", "2"],
