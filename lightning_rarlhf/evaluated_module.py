@@ -25,8 +25,9 @@ from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
 from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, texts_identity
 from lightning_rarlhf.reward_models import RewardModel
-from lightning_rarlhf.rollout import score
+from lightning_rarlhf.rollout import Sampler, score
 from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, finish_reasons, sample
+from lightning_rarlhf.scoring_ahead import ScoringAhead
 from lightning_rarlhf.sharding import unsharded
 from lightning_rarlhf.validation import ValidationSummary
 
@@ -106,6 +107,11 @@ class EvaluatedModule(GuardedModule):
         if self.reward is None:
             raise UserError(f"{type(self).__name__} has no reward; set model.reward")
         return score(self.reward, samples)
+
+    def in_parts(self, parts: Sequence[PromptBatch], sample: Sampler) -> ScoringAhead:
+        """Sampling and scoring of a batch's parts; at the same time, where these do not take it from each other."""
+        beside = self.reward is not None and self.reward.works_beside(self.device)
+        return ScoringAhead(parts, sample, self.score, beside=beside)
 
     def judge(self, samples: Samples) -> dict[str, Tensor]:
         """f32 [B] of each held-out judge, by its name."""

@@ -26,7 +26,7 @@ _HOW_IT_RAN = re.compile(
     r"|model\.policy\.(gradient_checkpointing|attn_implementation|compile_sampling)"  # equal up to rounding
     r"|model\.reward(\..*)?\.(batch_size|retry)"
     r"|model\.guard\.(crash_bundles|max_skips)"  # what is kept of a failure, and when the run ends of them
-    r"|model\.ppo\.micro_batch_size"  # the same gradient in smaller parts
+    r"|model\.ppo\.micro_(rollout_)?batch_size"  # the same gradient, the same episodes in smaller parts
     r"|data\.(progress|eval_batch_size)"
     r"|data\.order_seed"  # a resumed run's order goes on by the checkpoint's own
     r"|data\.tokenizer(_revision)?"  # the policy's

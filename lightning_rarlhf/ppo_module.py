@@ -5,12 +5,14 @@ At risk level 1, which is where it stays without the `RiskSchedule` callback, th
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_rarlhf.batch_parts import joined, parts_of
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch, PPOStats, PromptBatch, Rollout, TailReport
 from lightning_rarlhf.distributed import gather_rollout
@@ -101,11 +103,13 @@ class RiskAversePPOModule(LanguageModule):
     def roll_out(self, batch: PromptBatch, clock: Stopwatch) -> Rollout:
         """Sample and score this process's prompts; the episodes of all processes."""
         assert self.reference is not None
-        with unsharded(self.actor):
+        parts = parts_of(batch, self.ppo.micro_rollout_batch_size)
+        sample = partial(self.generate, seed=SamplingSeed(base=self.run_seed, iteration=self.iteration))
+        with unsharded(self.actor), self.in_parts(parts, sample) as ahead:
             with self.agreeing(), clock("rollout"):
-                samples = self.generate(batch, SamplingSeed(base=self.run_seed, iteration=self.iteration))
+                samples = joined(batch, ahead.samples(), self.tokenizer.pad_token_id)
             with self.agreeing(), clock("score"):
-                scores = self.score(samples)
+                scores = ahead.scores()
             with clock("rollout"):
                 own = evaluate_samples(self.actor, self.reference, samples, scores, self.sampling)
         rollout = gather_rollout(own, self.tokenizer.pad_token_id)

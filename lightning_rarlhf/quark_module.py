@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from lightning_rarlhf.batch_parts import parts_of
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, QuarkConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, QuarkBatch, Samples
 from lightning_rarlhf.errors import UserError
@@ -168,10 +169,12 @@ class QuarkModule(LanguageModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """Explore, sort, learn; returns the batch's scores and the mean losses."""
         clock, iteration = Stopwatch(self.device), self.trainer.global_step
-        with self.agreeing(), clock("rollout"):
-            parts = [self.explore(part, iteration) for part in _split(batch, self.quark.batch_size)]
-        with self.agreeing(), clock("score"):
-            scores = torch.cat([self.score(samples) for samples in parts])
+        prompts, explore = parts_of(batch, self.quark.batch_size), partial(self.explore, iteration=iteration)
+        with self.in_parts(prompts, explore) as ahead:
+            with self.agreeing(), clock("rollout"):
+                parts = ahead.samples()
+            with self.agreeing(), clock("score"):
+                scores = ahead.scores()
         self._remember(parts, scores)
         with clock("update"):
             losses = self._learn(iteration)
@@ -270,7 +273,3 @@ class QuarkModule(LanguageModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self._pool_state = checkpoint.get("quark_pool")
-
-
-def _split(batch: PromptBatch, size: int) -> list[PromptBatch]:
-    return [batch.select(rows) for rows in torch.arange(len(batch)).split(size)]

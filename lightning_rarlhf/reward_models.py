@@ -47,6 +47,10 @@ class RewardModel(Judge):
     def identity(self) -> dict[str, Any]:
         """What result files say of this reward."""
 
+    def works_beside(self, device: torch.device) -> bool:
+        """Whether scoring, in a thread of its own, leaves `device` its whole speed: else the two only divide it."""
+        return True
+
 
 class ClassifierReward(RewardModel):
     """The raw logit of one label of a sequence classifier, read on prompt + response, no softmax (paper, section 5).
@@ -152,6 +156,11 @@ class ClassifierReward(RewardModel):
                 *(visible(self.pretrained), limit, cut, among),
             )
         self.texts_cut += cut
+
+    def works_beside(self, device: torch.device) -> bool:
+        """Not on the CPU that samples: two threads wait for one another's cores there."""
+        own = self.device or device
+        return not own.type == device.type == "cpu"
 
     @property
     def commit(self) -> str | None:

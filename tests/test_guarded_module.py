@@ -138,6 +138,17 @@ def test_a_score_that_is_not_finite_skips_its_iteration_and_leaves_the_kl_coeffi
     assert "(responses 7)" in facts["message"]
 
 
+def test_in_parts_a_bundle_names_rows_of_the_whole_batch(policy_folder, tmp_path):
+    """Calls 0 to 2 are the first iteration's, scored in a thread; of the second the part in the middle breaks."""
+    module = module_of(policy_folder, broken={4}, guard=SKIP, ppo=PPOConfig(micro_rollout_batch_size=3))
+    fit(module, tmp_path, batches=4)
+    facts = json.loads((tmp_path / "crash" / "iteration-1" / "crash.json").read_text())
+    assert facts["rows"] == [5]
+    assert facts["prompt_index"][5] == 105
+    assert "prompts in the data: 105; rows 5 of the iteration's batch" in facts["message"]
+    assert module.skipped == 1
+
+
 def test_a_gradient_that_breaks_in_a_later_minibatch_drops_the_rest_of_the_iteration_only(policy_folder, tmp_path):
     class BreakAtTheThird(Poison):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):

@@ -50,6 +50,8 @@ PLACES = (
     Place("lightning_rarlhf/plain_text.py", 0),
     Place("lightning_rarlhf/stopwatch.py", 0),
     Place("lightning_rarlhf/freed_memory.py", 0),
+    Place("lightning_rarlhf/side_thread.py", 0),
+    Place("lightning_rarlhf/batch_parts.py", 0, ("lightning_rarlhf/data_types.py",)),
     Place(
         "lightning_rarlhf/functional/",
         0,
@@ -139,6 +141,7 @@ PLACES = (
     Place("lightning_rarlhf/trained_weights.py", 1),
     # 2: the phases of an iteration, and what is made of a run; usable from a notebook, without Lightning
     Place("lightning_rarlhf/rollout.py", 2),
+    Place("lightning_rarlhf/scoring_ahead.py", 2, ("lightning_rarlhf/rollout.py",)),
     Place("lightning_rarlhf/distributed.py", 2),
     Place("lightning_rarlhf/safe_shards.py", 2, ("lightning_rarlhf/checkpoint_file.py",)),
     Place(

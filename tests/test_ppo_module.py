@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
+import time
 
 import lightning.pytorch as pl
 import pytest
@@ -10,12 +14,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from callbacks import RiskSchedule
-from lightning_rarlhf.config import EvaluationConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
+from callbacks import RiskSchedule, StopOnSignal
+from lightning_rarlhf.config import EvaluationConfig, KLConfig, LoRAConfig, PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
-from lightning_rarlhf.reward_models import CallableReward
+from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
 from tests.quiet_trainer import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -298,3 +302,83 @@ def test_bf16_mixed_loses_no_step_of_1e_5(policy_folder, tmp_path):
     moved = {name: (p.detach() - start[name]).abs() for name, p in module.actor.named_parameters() if "mlp" in name}
     steps = torch.cat([step.flatten() for step in moved.values()])
     assert ((steps > 0.5e-5) & (steps < 1.5e-5)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("policy", "precision"),
+    [({}, "32-true"), ({"frozen_layers": 1}, "32-true"), ({"lora": LoRAConfig(r=2)}, "32-true"), ({}, "bf16-mixed")],
+    ids=["full", "frozen layers", "lora", "bf16"],
+)
+@pytest.mark.parametrize("scored_by", ["a callable in a thread", "a classifier on the CPU that samples"])
+def test_episodes_sampled_in_parts_are_those_of_one_part(
+    policy_folder, classifier_folder, tmp_path, policy, precision, scored_by
+):
+    """Where sampling keeps hidden states, log-probabilities and entropies, and where it does not."""
+    beside = "thread" in scored_by
+    classifier = ClassifierReward(str(classifier_folder), label="toxic", sign=-1)
+    reward = CallableReward(f"{__name__}.goodness_noted") if beside else classifier
+
+    def run(part):
+        module = RiskAversePPOModule(
+            policy=PolicyConfig(pretrained=str(policy_folder), **policy),
+            reward=reward,
+            sampling=SamplingConfig(max_new_tokens=6),
+            ppo=PPOConfig(epochs=2, minibatch_size=3, micro_rollout_batch_size=part),
+            optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+        )
+        module.risk_level = 0.5
+        NOTED.clear()
+        watch, _ = fit(module, tmp_path, batches=3, precision=precision)
+        calls = [("MainThread", 8)] if part is None else [("reward", 3), ("reward", 3), ("reward", 2)]
+        assert not beside or [*calls * 3, ("MainThread", 8)] == NOTED  # the last is validation's
+        return watch
+
+    whole, parts = run(None), run(3)
+    for one, other in zip(whole.logged, parts.logged, strict=True):
+        assert without_times(other) == pytest.approx(without_times(one), rel=1e-6, abs=1e-6)
+    for one, other in zip(whole.outputs, parts.outputs, strict=True):
+        assert torch.equal(one["rollout"].samples.sequences, other["rollout"].samples.sequences)
+        assert one["rollout"].samples.responses == other["rollout"].samples.responses
+        assert one["kept"].tolist() == other["kept"].tolist()
+    assert "reward" not in {thread.name for thread in threading.enumerate()}
+
+
+NOTED: list[tuple[str, int]] = []
+"""of each call of `goodness_noted` the thread and the responses"""
+
+
+def goodness_noted(prompts, responses):
+    NOTED.append((threading.current_thread().name, len(responses)))
+    return goodness(prompts, responses)
+
+
+def test_while_a_part_is_scored_a_signal_is_taken_and_the_iteration_finished(policy_folder, tmp_path):
+    """The main thread waits for the reward when the signal comes."""
+    NOTED.clear()
+    module = module_of(policy_folder, reward="goodness_and_a_signal", ppo=PPOConfig(micro_rollout_batch_size=4))
+    watch = Watch()
+    callbacks = [watch, StopOnSignal()]
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=callbacks, enable_checkpointing=True)
+    with pytest.raises(SystemExit) as caught:
+        trainer.fit(module, datamodule=Prompts())
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert [*NOTED] == [("reward", 4)] * 2
+    assert len(watch.outputs) == 1
+    assert "reward" not in {thread.name for thread in threading.enumerate()}
+
+
+def goodness_and_a_signal(prompts, responses):
+    if not NOTED:
+        time.sleep(0.3)  # sampling is over by then
+        os.kill(os.getpid(), signal.SIGTERM)
+    return goodness_noted(prompts, responses)
+
+
+def test_methods_that_were_replaced_are_called_once_a_part(policy_folder, tmp_path):
+    """As benchmarks and callbacks do, to watch or to time them."""
+    module, order = module_of(policy_folder, ppo=PPOConfig(micro_rollout_batch_size=3)), []
+    generate, score = module.generate, module.score
+    module.generate = lambda *args, **kwargs: order.append("sample") or generate(*args, **kwargs)
+    module.score = lambda samples: order.append("score") or score(samples)
+    fit(module, tmp_path, batches=1, limit_val_batches=0)
+    assert sorted(order) == ["sample"] * 3 + ["score"] * 3

@@ -167,3 +167,16 @@ def test_the_exported_folder_is_tested_at_its_best_token_and_needs_a_reference(p
     text = (tmp_path / "generations.jsonl").read_text()
     assert "reward_" not in text
     assert all(math.isfinite(score) for score in module.pool.scores) if module._pool else True
+
+
+def test_explored_in_parts_a_thread_scores_and_nothing_else_changes(policy_folder, tmp_path, monkeypatch):
+    """A batch of 8 is explored 3 prompts at a time."""
+    quark = QuarkConfig(batch_size=3, sample_interval=2, initial_iterations=1)
+    runs = []
+    for name, beside in (("alone", False), ("beside", True)):
+        monkeypatch.setattr(CallableReward, "works_beside", lambda self, device, beside=beside: beside)
+        module, watch, _ = fit(policy_folder, tmp_path / name, 3, quark=quark)
+        entries = [{n: v for n, v in entry.items() if not n.startswith("time/")} for entry in watch.logged]
+        runs.append((entries, module.pool.scores.tolist(), [output["scores"].tolist() for output in watch.outputs]))
+    assert runs[0] == runs[1]
+    assert len(runs[0][1]) == 3 * 8

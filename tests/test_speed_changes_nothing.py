@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -79,15 +80,15 @@ class Record(Callback):
         self.metrics.append({name: value for name, value in logged.items() if not name.startswith("time/")})
 
 
-def metrics_of(name: str, folder: Path) -> list[dict[str, float]]:
-    """Every metric of every iteration of one run."""
+def metrics_of(name: str, folder: Path, part: int | None = None) -> list[dict[str, float]]:
+    """Every metric of every iteration of one run, whose prompts are sampled `part` at a time."""
     family, ppo, sampling = RUNS[name]
     os.environ["PL_GLOBAL_SEED"] = "11"
     torch.manual_seed(11)
     module = RiskAversePPOModule(
         policy=PolicyConfig(pretrained=str(save_policy(folder / family, family))),
         reward=CallableReward("tests.test_speed_changes_nothing.worth"),
-        ppo=ppo,
+        ppo=replace(ppo, micro_rollout_batch_size=part),
         sampling=sampling,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-4),
     )
@@ -100,11 +101,14 @@ def metrics_of(name: str, folder: Path) -> list[dict[str, float]]:
     return record.metrics
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_the_metrics_are_those_before_any_optimisation(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "part"), [*((name, None) for name in RUNS), ("gpt2", 3), ("llama", 1), ("minimum", 4)]
+)
+def test_the_metrics_are_those_before_any_optimisation(name, part, tmp_path, monkeypatch):
+    """In parts too, the last of which is smaller, scored in a thread of their own."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "11")
     before = json.loads(FIXTURE.read_text())[name]
-    now = metrics_of(name, tmp_path)
+    now = metrics_of(name, tmp_path, part)
     assert len(now) == ITERATIONS
     for iteration, (old, new) in enumerate(zip(before, now, strict=True)):
         assert old.keys() <= new.keys()

@@ -33,7 +33,10 @@ SCENARIOS = {
     # name: what it adds to the configuration
     "full": ["--model.policy.gradient_checkpointing", "true"],
     "lora": ["--model.policy.lora", "{}", "--model.ppo.micro_batch_size", "1"],
-    "frozen": ["--model.policy.frozen_layers", "1", "--model.ppo.micro_batch_size", "1"],
+    "frozen": [
+        *("--model.policy.frozen_layers", "1", "--model.ppo.micro_batch_size", "1"),
+        *("--model.ppo.micro_rollout_batch_size", "2"),  # the processes have 3 and 4 prompts
+    ],
 }
 SFT_SCENARIOS = {"sft": [], "sft-frozen": ["--model.policy.frozen_layers", "1"]}
 DATA = {"prompt_tokens": 6, "val_size": 9, "test_size": 11, "batch_size": 7, "eval_batch_size": 4, "progress": False}
