@@ -250,6 +250,21 @@ def test_the_classification_head_is_not_quantised(classifier_folder):
     assert reward.identity()["load_in_8bit"] is True
 
 
+@pytest.mark.parametrize(
+    ("own", "policys", "beside"),
+    [
+        (None, "cpu", False),
+        ("cpu", "cpu", False),
+        ("cpu", "cuda:0", True),
+        (None, "cuda:0", True),
+        ("cuda:1", "cpu", True),
+    ],
+)
+def test_only_on_the_cpu_that_samples_it_takes_what_sampling_needs(own, policys, beside):
+    assert ClassifierReward("any", device=own).works_beside(torch.device(policys)) == beside
+    assert CallableReward(f"{__name__}.length_reward").works_beside(torch.device(policys))
+
+
 def test_its_device_is_the_users_choice_whatever_the_policys(classifier_folder):
     reward = ClassifierReward(str(classifier_folder), label="toxic", device="cpu")
     reward.load(torch.device("meta"))  # the policy's

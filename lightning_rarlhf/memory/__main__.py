@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 import train
 from datamodules import PromptDataModule
 from lightning_rarlhf.cli import TrainCLI
@@ -74,10 +76,11 @@ def run_of(arguments: Sequence[str], processes: int | None) -> Run:
     return Run(
         policy=policy,
         reference=_reference(policy, module.reference_name),
-        reward=_reward(module.reward),
+        reward=_reward(module.reward, torch.device(device)),
         optimizer=module.make_optimizer,
         rows=rows,
         update_rows=min(minibatch, at_a_time or minibatch),
+        sampled_rows=min(rows, module.ppo.micro_rollout_batch_size or rows),
         prompt_tokens=data.prompt_tokens,
         sampling=module.sampling,
         autocast=str(trainer.precision) == "bf16-mixed",
@@ -101,7 +104,7 @@ def _reference(policy: PolicyConfig, named: str | None) -> PolicyConfig | None:
     )
 
 
-def _reward(reward: Any) -> RewardSettings | None:
+def _reward(reward: Any, device: torch.device) -> RewardSettings | None:
     if not isinstance(reward, ClassifierReward):
         return None
     return RewardSettings(
@@ -111,6 +114,7 @@ def _reward(reward: Any) -> RewardSettings | None:
         quantized=reward.load_in_8bit,
         batch_size=reward.batch_size,
         elsewhere=reward.device is not None,
+        beside_sampling=reward.works_beside(device),
     )
 
 

@@ -50,6 +50,11 @@ def _changes(run: Run) -> Iterator[Change]:
         yield Change(
             "--model.policy.gradient_checkpointing true   (the same result, slower)", replace(run, policy=smaller)
         )
+    if run.sampled_rows > 1:
+        rows = -(-run.sampled_rows // 2)
+        yield Change(
+            f"--model.ppo.micro_rollout_batch_size {rows}   (the same result, slower)", replace(run, sampled_rows=rows)
+        )
     if run.reward is not None and not run.reward.elsewhere:
         yield Change(
             "--model.reward.device cpu   (slower scores)", replace(run, reward=replace(run.reward, elsewhere=True))
@@ -68,5 +73,10 @@ def _changes(run: Run) -> Iterator[Change]:
         rows = run.rows // 2
         yield Change(
             f"--data.batch_size {rows * run.processes}   (another batch is another run)",
-            replace(run, rows=rows, update_rows=min(run.update_rows, rows)),
+            replace(
+                run,
+                rows=rows,
+                update_rows=min(run.update_rows, rows),
+                sampled_rows=min(run.sampled_rows, rows),
+            ),
         )

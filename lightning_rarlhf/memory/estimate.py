@@ -40,6 +40,8 @@ class RewardSettings:
     batch_size: int = 64
     elsewhere: bool = False
     """on another device than the policy"""
+    beside_sampling: bool = False
+    """scores episodes while the next ones are sampled"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,8 @@ class Run:
     """B, prompts per iteration on one device"""
     update_rows: int
     """episodes per backward pass on one device"""
+    sampled_rows: int
+    """episodes that are sampled at a time on one device"""
     prompt_tokens: int
     sampling: SamplingConfig
     autocast: bool = False
@@ -145,6 +149,8 @@ def estimate(run: Run) -> Estimate:
     if run.reward is not None and not run.reward.elsewhere:
         held["reward model"], scoring = _reward(run, run.reward)
         phases["scoring"] = {"forward pass": scoring}
+        if run.reward.beside_sampling and run.sampled_rows < run.rows:
+            phases["sampling"] |= {"scoring beside it": scoring}
     return Estimate(held=held, phases=phases)
 
 
@@ -167,9 +173,9 @@ def _reward(run: Run, reward: RewardSettings) -> tuple[int, int]:
 
 
 def _prompt_pass(actor: ActorCritic, run: Run, count: Callable[[], Allocations]) -> tuple[int, int]:
-    """Bytes of the key-value cache when the responses are finished, and those above the prompts' own cache."""
+    """Bytes of the key-value cache when a part's responses are finished, and those above its prompts' own cache."""
     with count() as opened, torch.no_grad():
-        ids = torch.zeros(run.rows, run.prompt_tokens, dtype=torch.int64)
+        ids = torch.zeros(run.sampled_rows, run.prompt_tokens, dtype=torch.int64)
         decoder = CachedDecoder(actor)
         logits = decoder.start(ids, torch.ones_like(ids, dtype=torch.bool))
         kept = opened.now - logits.untyped_storage().nbytes() - _bytes_of(ids)
@@ -186,7 +192,7 @@ def _drawing(actor: ActorCritic, run: Run) -> int:
     """Bytes that the next token's distribution takes, at the vocabulary's full width."""
     vocabulary = int(actor.lm.get_output_embeddings().weight.shape[0])
     element: torch.dtype = getattr(torch, run.policy.dtype)
-    return run.rows * vocabulary * (_DRAW_BYTES + element.itemsize)
+    return run.sampled_rows * vocabulary * (_DRAW_BYTES + element.itemsize)
 
 
 def _samples(run: Run, rows: int) -> Samples:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.empty_policy import empty_policy
-from lightning_rarlhf.memory.estimate import Run, estimate
+from lightning_rarlhf.memory.estimate import RewardSettings, Run, estimate
 from lightning_rarlhf.memory.networks import weight_bytes
 from lightning_rarlhf.policy_loading import load_causal_lm
 from tests.tiny_models import FAMILIES, WORDS, save_tokenizer
@@ -43,6 +43,7 @@ def run_of(folder, **policy) -> Run:
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-5),
         rows=SIZES["rows"],
         update_rows=SIZES["rows"],
+        sampled_rows=SIZES["rows"],
         prompt_tokens=SIZES["prompt_tokens"],
         sampling=SamplingConfig(max_new_tokens=SIZES["max_new_tokens"]),
         on_gpu=False,
@@ -111,6 +112,17 @@ def test_compiled_sampling_keeps_its_cache_and_its_copies(middling):
     in_float32 = estimate(replace(compiled, autocast=False))
     assert in_float32.held["bfloat16 copies to sample from"] == 0
     assert in_float32.peak("sampling") == estimate(replace(plain, autocast=False)).peak("sampling")
+
+
+def test_sampled_in_parts_the_cache_is_that_of_one_part(middling, classifier_folder):
+    run = replace(run_of(middling), reward=RewardSettings(pretrained=str(classifier_folder), beside_sampling=True))
+    whole, parts = estimate(run), estimate(replace(run, sampled_rows=4))
+    for name in ("key-value cache", "logits"):
+        assert parts.phases["sampling"][name] == pytest.approx(whole.phases["sampling"][name] / 4, rel=0.02)
+    assert parts.phases["sampling"]["scoring beside it"] == parts.phases["scoring"]["forward pass"]
+    assert "scoring beside it" not in whole.phases["sampling"]
+    others = [phase for phase in whole.phases if phase != "sampling"]
+    assert [parts.phases[phase] for phase in others] == [whole.phases[phase] for phase in others]
 
 
 def test_sharding_divides_what_is_held(middling):
