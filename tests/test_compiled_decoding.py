@@ -274,8 +274,10 @@ class State(Callback):
         self.names = list(pl_module.state_dict())
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora": LoRAConfig(r=4)}], ids=["whole", "lora"])
-def test_a_run_has_the_plain_runs_metrics(policy_folders, tmp_path, monkeypatch, traced, settings):
+@pytest.mark.parametrize(
+    ("settings", "part"), [({}, None), ({"lora": LoRAConfig(r=4)}, None), ({}, 3)], ids=["whole", "lora", "in parts"]
+)
+def test_a_run_has_the_plain_runs_metrics(policy_folders, tmp_path, monkeypatch, traced, settings, part):
     monkeypatch.setenv("PL_GLOBAL_SEED", "11")
     found = []
     for compiled in (False, True):
@@ -283,7 +285,7 @@ def test_a_run_has_the_plain_runs_metrics(policy_folders, tmp_path, monkeypatch,
         module = RiskAversePPOModule(
             policy=PolicyConfig(pretrained=str(policy_folders["llama"]), compile_sampling=compiled, **settings),
             reward=CallableReward("tests.test_speed_changes_nothing.worth"),
-            ppo=PPOConfig(epochs=2),
+            ppo=PPOConfig(epochs=2, micro_rollout_batch_size=part if compiled else None),
             sampling=SamplingConfig(max_new_tokens=8),
             optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-3),
         )
@@ -300,7 +302,7 @@ def test_a_run_has_the_plain_runs_metrics(policy_folders, tmp_path, monkeypatch,
         assert before.keys() == after.keys()
         for metric, value in before.items():
             assert after[metric] == pytest.approx(value, rel=1e-5, abs=1e-5), metric
-    assert len(traced) == 1
+    assert len(traced) == (1 if part is None else 2)  # validation's batch of 8, and parts of 3, 3 and 2
 
 
 def test_what_the_compiler_cannot_do_is_said_in_a_line(policy_folder, monkeypatch):
