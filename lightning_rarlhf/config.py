@@ -138,9 +138,9 @@ class PPOConfig:
     """episodes per forward and backward pass of each process: smaller = less memory, the same gradient; none = a
     process's whole share of the minibatch on an accelerator, about 2,000 tokens on a CPU, which is faster there"""
     micro_rollout_batch_size: PositiveInt | None = None
-    """episodes that each process samples at a time; while the next ones are sampled, a reward that works elsewhere (over
-    HTTP, on another device) scores the last ones in a thread of its own. Smaller = less memory for the key-value cache,
-    the same responses, but every part takes sampling's steps anew. none = all episodes at once, then the reward"""
+    """episodes that each process samples at a time; while the next are sampled, a reward that works elsewhere (over
+    HTTP, on another device) scores the last in a thread of its own. Smaller = less memory for the key-value cache, the
+    same responses, but every part takes sampling's steps anew. none = all episodes at once, then the reward"""
     gamma: ClosedUnitInterval = 1.0
     """discount per token"""
     lam: ClosedUnitInterval = 0.95
