@@ -52,6 +52,7 @@ class LanguageModel(nn.Module):
         fuse_gelu(self.lm)
         multiply_by_onednn(self.lm)
         attend_well_on_cpu()
+        self.lm.base_model.warn_if_padding_and_no_attention_mask = _not_padded
         self.register_buffer("eos_token_ids", torch.tensor(eos_token_ids, dtype=torch.int64), persistent=False)
         _check_split(self)
         self._last_block = _cuttable(self)
@@ -318,6 +319,13 @@ def _recomputing(lm: PreTrainedModel) -> AbstractContextManager[None]:
     wanted = lm.is_activation_checkpointing and torch.is_grad_enabled()
     again = partial(partial, checkpoint, use_reentrant=False, preserve_rng_state=False)
     return instead(blocks_of(lm) if wanted else [], again)
+
+
+def _not_padded(*_: object) -> None:
+    """In place of transformers' look for pad tokens in passes without a mask, of which every sampling step is one.
+
+    It waits for the device, and warns of padding where a row has ended.
+    """
 
 
 @torch.no_grad()

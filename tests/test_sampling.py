@@ -215,6 +215,7 @@ class Waits(TorchDispatchMode):
 def test_looking_seldom_gives_the_same_samples_and_waits_less(policy_folder, monkeypatch, patience):
     tokenizer = load_tokenizer(str(policy_folder))
     actor = load_actor_critic(PolicyConfig(pretrained=str(policy_folder)), tokenizer)
+    actor.lm.config.pad_token_id = tokenizer.pad_token_id  # else transformers looks for no padding
     ends = torch.arange(0, actor.vocabulary, 5)
 
     def drawn(rows, new_tokens, ends):
