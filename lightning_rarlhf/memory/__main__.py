@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -139,9 +139,9 @@ def _in_units(size: int) -> str:
 def report(run: Run, found: Estimate) -> str:
     """The estimate as text: what is held all the time, then each phase."""
     lines = [f"one of {run.processes} device(s), {run.rows} prompts each, {run.update_rows} in a backward pass", ""]
-    lines += ["held all the time", *(_line(name, size) for name, size in found.held.items())]
+    lines += ["held all the time", *_lines(found.held)]
     for phase in found.phases:
-        lines += [f"{phase}: {_in_units(found.peak(phase))}", *(_line(*item) for item in found.phases[phase].items())]
+        lines += [f"{phase}: {_in_units(found.peak(phase))}", *_lines(found.phases[phase])]
     phase, worst = found.worst
     if run.reward is None:
         lines += ["", "the reward is no classifier of ours; what it needs is not counted"]
@@ -150,8 +150,8 @@ def report(run: Run, found: Estimate) -> str:
     return "\n".join([*lines, "", f"worst: {phase}, {_in_units(worst)}"])
 
 
-def _line(name: str, size: int) -> str:
-    return f"    {name:<48} {_in_units(size):>12}"
+def _lines(parts: Mapping[str, int]) -> list[str]:
+    return [f"    {name:<48} {_in_units(size):>12}" for name, size in parts.items() if size]
 
 
 def _option(arguments: list[str], name: str) -> str | None:

@@ -22,7 +22,7 @@ from lightning_rarlhf.memory.networks import (
 )
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.rehearsal import Allocations, rehearsed
-from lightning_rarlhf.sampling import CachedDecoder
+from lightning_rarlhf.sampling import CachedDecoder, casting_once
 
 _DRAW_BYTES = 4 + 4 + 8
 """per logit when a token is drawn: float32 logits and probabilities, float64 cumulative sum"""
@@ -110,13 +110,13 @@ def estimate(run: Run) -> Estimate:
         held["reference"] = reference // shards
         whole |= {"reference made whole": reference} if run.shards else {}
     buckets = {"gradients in transit": trained} if run.processes > 1 and not run.shards else {}
-    with rehearsed(actor.train()) as count, torch.autocast("cpu", torch.bfloat16, enabled=run.autocast):
+    with rehearsed(actor.train()) as count, _autocast(run):
         with count() as evaluation, torch.no_grad():
             samples = _with_states(actor, _samples(run, run.rows))
             actor.statistics(samples, run.sampling)
         states = {} if samples.frozen_states is None else {"frozen layers' states": _bytes_of(samples.frozen_states)}
         del samples
-        cache, prompt_pass = _prompt_pass(actor, run, count)
+        cache, copies, prompt_pass = _prompt_pass(actor, run, count)
         with count() as update:
             samples = _with_states(actor, _samples(run, run.update_rows))
             parts = (samples.sequences, samples.attention_mask, samples.response_mask)
@@ -125,7 +125,7 @@ def estimate(run: Run) -> Estimate:
             activations = update.now
             loss.backward()
             backward = update.peak
-    comes_and_goes = {"key-value cache": cache}
+    comes_and_goes = {"key-value cache": cache, "bfloat16 copies to sample from": copies}
     if run.policy.compile_sampling:  # what its steps are compiled for stays where it is
         held |= comes_and_goes | {"bfloat16 copies to sample from": copies_bytes(actor) if run.autocast else 0}
         comes_and_goes = {}
@@ -172,16 +172,24 @@ def _reward(run: Run, reward: RewardSettings) -> tuple[int, int]:
     return weights, scoring.peak
 
 
-def _prompt_pass(actor: ActorCritic, run: Run, count: Callable[[], Allocations]) -> tuple[int, int]:
-    """Bytes of the key-value cache when a part's responses are finished, and those above its prompts' own cache."""
+def _autocast(run: Run) -> torch.autocast:
+    """As Lightning has it: a weight is cast at every use, and no copy is kept."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=run.autocast, cache_enabled=False)
+
+
+def _prompt_pass(actor: ActorCritic, run: Run, count: Callable[[], Allocations]) -> tuple[int, int, int]:
+    """Bytes of the key-value cache when a part's responses are finished, of the weights' copies, and those above."""
     with count() as opened, torch.no_grad():
         ids = torch.zeros(run.sampled_rows, run.prompt_tokens, dtype=torch.int64)
         decoder = CachedDecoder(actor)
-        logits = decoder.start(ids, torch.ones_like(ids, dtype=torch.bool))
+        with casting_once(ids.device):
+            logits = decoder.start(ids, torch.ones_like(ids, dtype=torch.bool))
+            before = opened.now
+        copies = before - opened.now  # they are gone now
         kept = opened.now - logits.untyped_storage().nbytes() - _bytes_of(ids)
-    peak = opened.peak
     share = room_for(run.prompt_tokens + run.sampling.max_new_tokens) / room_for(run.prompt_tokens)
-    return int(kept * share), max(0, peak - int(kept * share))
+    cache = int(kept * share)
+    return cache, copies, max(0, opened.peak - copies - cache)
 
 
 def _bytes_of(tensor: torch.Tensor) -> int:

@@ -101,6 +101,19 @@ def test_the_cache_is_two_numbers_a_layer_head_and_token(middling):
     assert cache == pytest.approx(2 * 6 * 384 * 4 * 16 * (32 + 32), rel=0.01)
 
 
+@pytest.mark.parametrize(("frozen", "trained_blocks"), [(0, 6), (4, 2)])
+def test_in_bf16_mixed_what_is_trained_is_there_in_bfloat16_too_while_sampling(middling, frozen, trained_blocks):
+    run = replace(run_of(middling, frozen_layers=frozen), autocast=True)
+    block = 12 * 384 * 384 + 9 * 384  # weights and biases of the linear layers
+    output_layer = 0 if frozen else 12_000 * 384  # it is tied to the embeddings
+    copies = 2 * (trained_blocks * block + output_layer)
+    name = "bfloat16 copies to sample from"
+    assert estimate(run).phases["sampling"][name] == copies
+    assert estimate(replace(run, processes=4, shards=True)).phases["sampling"][name] == copies  # of whole weights
+    assert estimate(replace(run, autocast=False)).phases["sampling"][name] == 0
+    assert all(name not in parts for phase, parts in estimate(run).phases.items() if phase != "sampling")
+
+
 def test_compiled_sampling_keeps_its_cache_and_its_copies(middling):
     plain, compiled = (replace(run_of(middling, compile_sampling=on), autocast=True) for on in (False, True))
     before, after = estimate(plain), estimate(compiled)
