@@ -80,7 +80,7 @@ def run_of(arguments: Sequence[str], processes: int | None) -> Run:
         optimizer=module.make_optimizer,
         rows=rows,
         update_rows=min(minibatch, at_a_time or minibatch),
-        sampled_rows=min(rows, module.ppo.micro_rollout_batch_size or rows),
+        most_sampled=module.ppo.micro_rollout_batch_size,
         prompt_tokens=data.prompt_tokens,
         sampling=module.sampling,
         autocast=str(trainer.precision) == "bf16-mixed",

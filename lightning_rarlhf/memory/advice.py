@@ -53,7 +53,7 @@ def _changes(run: Run) -> Iterator[Change]:
     if run.sampled_rows > 1:
         rows = -(-run.sampled_rows // 2)
         yield Change(
-            f"--model.ppo.micro_rollout_batch_size {rows}   (the same result, slower)", replace(run, sampled_rows=rows)
+            f"--model.ppo.micro_rollout_batch_size {rows}   (the same result, slower)", replace(run, most_sampled=rows)
         )
     if run.reward is not None and not run.reward.elsewhere:
         yield Change(
@@ -73,10 +73,5 @@ def _changes(run: Run) -> Iterator[Change]:
         rows = run.rows // 2
         yield Change(
             f"--data.batch_size {rows * run.processes}   (another batch is another run)",
-            replace(
-                run,
-                rows=rows,
-                update_rows=min(run.update_rows, rows),
-                sampled_rows=min(run.sampled_rows, rows),
-            ),
+            replace(run, rows=rows, update_rows=min(run.update_rows, rows)),
         )

@@ -57,8 +57,6 @@ class Run:
     """B, prompts per iteration on one device"""
     update_rows: int
     """episodes per backward pass on one device"""
-    sampled_rows: int
-    """episodes that are sampled at a time on one device"""
     prompt_tokens: int
     sampling: SamplingConfig
     autocast: bool = False
@@ -67,6 +65,13 @@ class Run:
     shards: bool = False
     """FSDP2"""
     on_gpu: bool = True
+    most_sampled: int | None = None
+    """episodes that are sampled at a time on one device, at most; None = all"""
+
+    @property
+    def sampled_rows(self) -> int:
+        """Episodes that are sampled at a time on one device."""
+        return min(self.rows, self.most_sampled or self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)

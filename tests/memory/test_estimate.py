@@ -43,7 +43,6 @@ def run_of(folder, **policy) -> Run:
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-5),
         rows=SIZES["rows"],
         update_rows=SIZES["rows"],
-        sampled_rows=SIZES["rows"],
         prompt_tokens=SIZES["prompt_tokens"],
         sampling=SamplingConfig(max_new_tokens=SIZES["max_new_tokens"]),
         on_gpu=False,
@@ -129,7 +128,7 @@ def test_compiled_sampling_keeps_its_cache_and_its_copies(middling):
 
 def test_sampled_in_parts_the_cache_is_that_of_one_part(middling, classifier_folder):
     run = replace(run_of(middling), reward=RewardSettings(pretrained=str(classifier_folder), beside_sampling=True))
-    whole, parts = estimate(run), estimate(replace(run, sampled_rows=4))
+    whole, parts = estimate(run), estimate(replace(run, most_sampled=4))
     for name in ("key-value cache", "logits"):
         assert parts.phases["sampling"][name] == pytest.approx(whole.phases["sampling"][name] / 4, rel=0.02)
     assert parts.phases["sampling"]["scoring beside it"] == parts.phases["scoring"]["forward pass"]
