@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from lightning_rarlhf.cpu_linear import multiply_by_torch
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.fixed_cache import FixedCache, static_address
+from lightning_rarlhf.fixed_cache import FixedCache, columns_for, static_address
 from lightning_rarlhf.functional.sequences import position_ids
-from lightning_rarlhf.kv_cache import room_for
 from lightning_rarlhf.plain_text import first_line
 from lightning_rarlhf.policy import LanguageModel
 
@@ -137,7 +136,7 @@ class _Compiled:
         if fitting:
             return min(fitting, key=lambda room: (room.rows, room.columns))
         with _ordinary_tensors():
-            made = _Room(self._twin, rows, room_for(columns))
+            made = _Room(self._twin, rows, columns_for(columns))
         self._rooms.append(made)
         return made
 

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig
 
 
+_STEP = 16
+"""columns between two widths of cache: every step reads all, and attention kernels like even widths"""
+
+
+def columns_for(columns: int) -> int:
+    """Columns of the cache for texts of so many tokens: nearly equal widths share one, and what is compiled for it."""
+    return -(-columns // _STEP) * _STEP
+
+
 class FixedCache:
     """Room for `rows` sequences of `columns` tokens, in every layer.
 

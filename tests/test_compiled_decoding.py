@@ -231,6 +231,18 @@ def test_one_size_is_compiled_once_whatever_the_weights(policy_folder, traced):
     assert len(traced) == 2
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_that_a_cuda_graph_reads_and_writes_stays_where_it_is(policy_folders, traced, family):
+    """Else the graph would copy it in at each replay, or, where it is written, there would be none."""
+    actor, tokenizer = actor_of(policy_folders[family])
+    drawn(actor, tokenizer, CompiledDecoding())
+    (graph,) = traced
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    fixed = {node.name: node.meta["tensor_dict"].get("_dynamo_static_input_type") for node in inputs}
+    assert len(fixed) > 20
+    assert set(fixed.values()) == {"unguarded"}, [name for name, kind in fixed.items() if kind != "unguarded"]
+
+
 def test_no_step_waits_for_the_device_whatever_the_padding(policy_folder, traced, monkeypatch):
     actor, tokenizer = actor_of(policy_folder)
     decoding = CompiledDecoding()

@@ -127,7 +127,6 @@ PLACES = (
         (
             "lightning_rarlhf/cpu_linear.py",
             "lightning_rarlhf/fixed_cache.py",
-            "lightning_rarlhf/kv_cache.py",
             "lightning_rarlhf/policy.py",
         ),
     ),

@@ -13,6 +13,7 @@ from lightning_rarlhf.compiled_decoding import copies_bytes
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.empty_policy import empty_policy
+from lightning_rarlhf.fixed_cache import columns_for
 from lightning_rarlhf.kv_cache import room_for
 from lightning_rarlhf.memory.networks import (
     empty_classifier,
@@ -192,7 +193,8 @@ def _prompt_pass(actor: ActorCritic, run: Run, count: Callable[[], Allocations])
             before = opened.now
         copies = before - opened.now  # they are gone now
         kept = opened.now - logits.untyped_storage().nbytes() - _bytes_of(ids)
-    share = room_for(run.prompt_tokens + run.sampling.max_new_tokens) / room_for(run.prompt_tokens)
+    width = columns_for if run.policy.compile_sampling else room_for
+    share = width(run.prompt_tokens + run.sampling.max_new_tokens) / room_for(run.prompt_tokens)
     cache = int(kept * share)
     return cache, copies, max(0, opened.peak - copies - cache)
 
