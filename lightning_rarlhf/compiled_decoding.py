@@ -24,6 +24,8 @@ from lightning_rarlhf.policy import LanguageModel
 
 Step = Callable[[], tuple[Tensor, Tensor]]
 
+_ROOMS = 3
+"""sizes of batches whose tensors are kept: training's, validation's, and validation's last"""
 BACKEND: Any = "inductor"
 """of torch's compiler; tests name cheaper ones"""
 
@@ -56,7 +58,7 @@ class CompiledDecoder:
     """A language model with a key-value cache of fixed size: `sampling.Decoder`, for one batch.
 
     Rows that have ended stay in the step, whose size is fixed; what it says of them is dropped. Logits hold until the
-    next call only.
+    next call only, and the batch until another one of its size begins.
     """
 
     def __init__(self, compiled: _Compiled, max_new_tokens: int, *, keep_hidden: bool = False) -> None:
@@ -78,9 +80,15 @@ class CompiledDecoder:
         self._count = rows
         with _ordinary_tensors():
             self._compiled.refresh()
-            return self._kept(*self._room.read(input_ids, attention_mask))
+            first = self._kept(*self._room.read(input_ids, attention_mask))
+        self._batch = self._room.batches
+        return first
 
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        if self._room.batches != self._batch:
+            raise RuntimeError(
+                "another batch of this size has begun, and took this one's place; draw one after the other"
+            )
         with _ordinary_tensors():
             hidden, logits = self._room.step(tokens, attention_mask[:, -1], self._rows)
             logits = self._kept(hidden[: self._count], logits[: self._count])
@@ -131,14 +139,19 @@ class _Compiled:
             torch._foreach_copy_(copies, weights)
 
     def room(self, rows: int, columns: int) -> _Room:
-        """The smallest room that a batch fits in; a new one where it would leave half of the rows empty."""
+        """The smallest room that a batch fits in; a new one where it would leave half of the rows empty.
+
+        Only the few rooms that were used last are kept.
+        """
         fitting = [room for room in self._rooms if rows <= room.rows < 2 * rows and columns <= room.columns]
         if fitting:
-            return min(fitting, key=lambda room: (room.rows, room.columns))
-        with _ordinary_tensors():
-            made = _Room(self._twin, rows, columns_for(columns))
-        self._rooms.append(made)
-        return made
+            found = min(fitting, key=lambda room: (room.rows, room.columns))
+        else:
+            with _ordinary_tensors():
+                found = _Room(self._twin, rows, columns_for(columns))
+        others = [room for room in self._rooms if room is not found]
+        self._rooms = [*others, found][-_ROOMS:]
+        return found
 
 
 class _Room:
@@ -146,6 +159,7 @@ class _Room:
 
     def __init__(self, model: LanguageModel, rows: int, columns: int, *, compiles: bool = True) -> None:
         self.rows, self.columns = rows, columns
+        self.batches = 0
         self._model = model
         device = model.device
         self._cache = FixedCache(model.lm.config, rows, columns, device)
@@ -162,6 +176,7 @@ class _Room:
         As the plain loop does it: prompts are read once a batch, and their width may differ.
         """
         rows, width = input_ids.shape
+        self.batches += 1
         self._alive.zero_()
         self._mask.zero_()
         self._mask[:, 0] = True  # rows that no prompt is in have something to attend to

@@ -168,6 +168,25 @@ class TestAsItIs:
         del actor, compiled
         assert not len(decoding._of)
 
+    def test_two_batches_of_a_size_at_the_same_time_are_not_mixed_up(self, policy_folder):
+        actor, _ = actor_of(policy_folder)
+        decoding, batch = CompiledDecoding(), batch_of(PROMPTS)
+        first, second = (decoding.decoder(actor, TOKENS) for _ in range(2))
+        mask = torch.cat([batch.attention_mask, torch.ones(3, 1, dtype=torch.bool)], dim=1)
+        for decoder in (first, second):
+            decoder.start(batch.input_ids, batch.attention_mask)
+        second.advance(torch.tensor([3, 4, 5]), mask)
+        with pytest.raises(RuntimeError, match="one after the other"):
+            first.advance(torch.tensor([3, 4, 5]), mask)
+
+    def test_the_sizes_used_last_are_kept(self, policy_folder):
+        actor, tokenizer = actor_of(policy_folder)
+        decoding = CompiledDecoding()
+        for rows in (1, 2, 4, 2, 8):
+            drawn(actor, tokenizer, decoding, prompts=[[3, 4]] * rows)
+        (compiled,) = decoding._of.values()
+        assert [room.rows for room in compiled._rooms] == [4, 2, 8]
+
     def test_a_window_wider_than_the_text_is_as_good_as_none(self, policy_folder):
         shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
         torch.manual_seed(0)
@@ -307,6 +326,7 @@ def test_a_run_has_the_plain_runs_metrics(policy_folders, tmp_path, monkeypatch,
         trainer.callbacks += [record, state]
         trainer.fit(module, datamodule=RaggedPrompts())
         found.append((record.metrics, state.names))
+        assert not module._compiled or not len(module._compiled._of)  # given back
     (plain, names), (mine, mine_names) = found
     assert names == mine_names
     assert len(mine) == len(plain) == 2

@@ -96,6 +96,7 @@ def test_a_setting_of_the_method_is_named_with_its_old_and_its_new_value(path, v
         ("checkpoint/every_n_iterations", 5),
         ("model/init_args/evaluation/tail_levels", [0.2]),
         ("model/init_args/policy/gradient_checkpointing", True),
+        ("model/init_args/policy/compile_sampling", True),
         ("model/init_args/ppo/micro_batch_size", 4),
         ("model/init_args/ppo/micro_rollout_batch_size", 4),
         ("model/init_args/reward/init_args/batch_size", 2),
