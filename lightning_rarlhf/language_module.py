@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from lightning_rarlhf.compiled_decoding import CompiledDecoding, require_compiler
+from lightning_rarlhf.compiled_decoding import CompiledDecoding, require_compilable, require_compiler
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.distributed import rank
@@ -145,6 +145,8 @@ class LanguageModule(EvaluatedModule):
         self.actor = self._load_actor()
         if self.trainer.state.fn == "fit":
             require_trainable(self.policy_config, quantized=bool(getattr(self.actor.lm, "is_quantized", False)))
+        if self.policy_config.compile_sampling:
+            require_compilable(self.actor)
         if has_reference:
             self.reference = self._load_reference()
         if not self.trains_critic:

@@ -361,3 +361,16 @@ def test_a_machine_without_a_compiler_is_told_before_anything_is_loaded(policy_f
     with pytest.raises(ModelError, match=r"C\+\+ compiler on a CPU.*CXX.*leave policy\.compile_sampling out") as caught:
         quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=Prompts())
     assert "\n" not in str(caught.value)
+
+
+def test_an_architecture_that_cannot_be_compiled_is_refused_before_the_first_batch(
+    policy_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(GPT2LMHeadModel, "_can_compile_fullgraph", False)
+    monkeypatch.setattr(RiskAversePPOModule, "generate", None)
+    module = RiskAversePPOModule(
+        policy=PolicyConfig(pretrained=str(policy_folder), compile_sampling=True),
+        reward=CallableReward("tests.test_ppo_module.goodness"),
+    )
+    with pytest.raises(ModelError, match="cannot compile GPT2LMHeadModel as a whole"):
+        quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=Prompts())
