@@ -349,8 +349,9 @@ def test_what_the_compiler_cannot_do_is_said_in_a_line(policy_folder, monkeypatc
 
 
 def test_a_machine_without_a_compiler_is_told_before_anything_is_loaded(policy_folder, tmp_path, monkeypatch):
+    from torch._inductor import config
+
     require_compiler(torch.device("cpu"))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
     with pytest.raises(ModelError, match=r"needs Triton on cuda.*leave policy\.compile_sampling out"):
         require_compiler(torch.device("cuda"))
@@ -358,7 +359,8 @@ def test_a_machine_without_a_compiler_is_told_before_anything_is_loaded(policy_f
         policy=PolicyConfig(pretrained="no/such-model", compile_sampling=True),
         reward=CallableReward("tests.test_ppo_module.goodness"),
     )
-    with pytest.raises(ModelError, match=r"C\+\+ compiler on a CPU.*CXX.*leave policy\.compile_sampling out") as caught:
+    told = pytest.raises(ModelError, match=r"C\+\+ compiler on a CPU.*CXX.*leave policy\.compile_sampling out")
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}), told as caught:
         quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=Prompts())
     assert "\n" not in str(caught.value)
 
