@@ -123,9 +123,9 @@ class Clock(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         generate = pl_module.generate
 
-        def timed(*args: Any) -> Any:
+        def timed(*args: Any, **options: Any) -> Any:
             start = _now(pl_module.device)
-            samples = generate(*args)
+            samples = generate(*args, **options)
             self._sampling += _now(pl_module.device) - start
             return samples
 
