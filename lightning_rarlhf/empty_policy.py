@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_rarlhf.config import PolicyConfig
-from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.frozen_layers import require_left
 from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import add_adapter
-from lightning_rarlhf.own_code import load_pretrained, may_run_code
-from lightning_rarlhf.plain_text import first_line
+from lightning_rarlhf.own_code import load_failure, load_pretrained, may_run_code
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.rehearsal import rehearsed
 
@@ -91,6 +89,6 @@ def _empty_network(policy: PolicyConfig) -> PreTrainedModel:
             trust_remote_code=may_run_code(policy.pretrained, policy.revision),
             **options,
         )
-    except ValueError as error:
-        raise ModelError(f"{policy.pretrained}: not a causal language model ({first_line(error)})") from error
+    except (ValueError, ImportError) as error:
+        raise load_failure(policy.pretrained, "a causal language model", error) from error
     return lm

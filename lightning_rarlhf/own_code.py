@@ -71,7 +71,8 @@ def load_pretrained(kind: Any, name: str, what: str, *, revision: str | None = N
         return kind.from_pretrained(name, revision=revision, trust_remote_code=may_run_code(name, revision), **options)
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+    # ImportError: of a package that a setting needs (flash attention) or a tokenizer's file format
+    except (OSError, ValueError, RuntimeError, ImportError, pickle.UnpicklingError, SafetensorError) as error:
         raise load_failure(name, what, error) from error
     except Exception as error:
         if type(error) is not Exception:  # bare: the tokenizers library, about a damaged tokenizer.json

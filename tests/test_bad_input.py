@@ -239,6 +239,14 @@ CASES = {
         ["--model.policy.pretrained", "{world}/nan"],
         r"nan: its logits are not finite: its weights hold NaN or infinities",
     ),
+    "an attention that is not installed": (
+        ["--model.policy.attn_implementation", "flash_attention_2"],
+        r"policy: not a causal language model that transformers can load \(FlashAttention2 .*package",
+    ),
+    "the same with adapters": (
+        ["--model.policy.attn_implementation", "flash_attention_2", "--model.policy.lora.r", "2"],
+        r"policy: not a causal language model that transformers can load \(FlashAttention2 .*package",
+    ),
     "cut weights": (["--model.policy.pretrained", "{world}/cut"], r"cut: not a causal language model that"),
     "cut reward": (["--model.reward.pretrained", "{world}/cut_reward"], r"cut_reward: not a sequence classifier that"),
     "config that is no JSON": (["--model.policy.pretrained", "{world}/no_json"], r"no_json: "),
