@@ -346,7 +346,8 @@ def _one_line() -> Iterator[None]:
         yield
     except (TorchDynamoException, InductorError) as error:
         raise ModelError(
-            f"policy.compile_sampling: torch cannot compile this policy's step ({first_line(error)}); leave it out"
+            f"policy.compile_sampling: torch cannot compile this policy's step ({first_line(error)}); leave it out; if "
+            "a run was killed while it compiled, delete torch's cache (TORCHINDUCTOR_CACHE_DIR or /tmp/torchinductor_*)"
         ) from error
 
 
