@@ -25,7 +25,7 @@ from benchmarks.workload import SIZES, TASKS, Workload, workload
 
 PRECISIONS = ("32-true", "bf16-mixed")
 Turn = dict[str, Any]
-_OPTIONAL = ("batch", "vocabulary", "epochs", "frozen_layers")
+_OPTIONAL = ("batch", "vocabulary", "epochs", "frozen_layers", "compile_sampling")
 
 
 def main() -> None:
@@ -34,7 +34,9 @@ def main() -> None:
     changes = {"risk_level": options.level, "precision": options.precision}
     changes |= {name: value for name in _OPTIONAL if (value := getattr(options, name))}
     work = workload(options.size, options.task, **changes)
-    other = replace(work, precision=options.peer_precision or options.precision, frozen_layers=0)
+    other = replace(
+        work, precision=options.peer_precision or options.precision, frozen_layers=0, compile_sampling=False
+    )
     libraries = [options.peer] if options.peer else []
     result = against(work, other, libraries, options.threads, options.turns, options.before)
     print(json.dumps(result) if options.json else table(result))
@@ -51,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, help="V; default: of the size")
     parser.add_argument("--epochs", type=int, help="PPO epochs; default 4")
     parser.add_argument("--frozen-layers", type=int, help="of this library's policy; default: none")
+    parser.add_argument("--compile-sampling", action="store_true", help="of this library; the first turn compiles")
     parser.add_argument("--peer", choices=PEERS, help="library to take turns with, in an environment of its own")
     parser.add_argument("--peer-precision", choices=PRECISIONS, help="default: the same")
     parser.add_argument("--before", type=Path, help="another checkout of this library to take turns with")
@@ -67,7 +70,7 @@ def against(
 
     Args:
         work: this library's workload.
-        other: the others', which may differ in precision and in frozen layers.
+        other: the others', which may differ in precision and in what this library alone has.
         peers: libraries to take turns with.
         threads: of torch, each.
         turns: that are measured.

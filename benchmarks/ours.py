@@ -91,10 +91,10 @@ def prompt_batch(work: Workload) -> PromptBatch:
 
 def main(folder: Path, work: Workload) -> None:
     """Serve turns until the other side closes the line."""
-    count = getattr(work, "frozen_layers", 0)  # an older checkout has no such setting
-    frozen = {"frozen_layers": count} if count else {}
+    # an older checkout has no such settings
+    options = {name: value for name in ("frozen_layers", "compile_sampling") if (value := getattr(work, name, 0))}
     module = RiskAversePPOModule(
-        policy=PolicyConfig(pretrained=str(folder / "policy"), **frozen),
+        policy=PolicyConfig(pretrained=str(folder / "policy"), **options),
         reward=ClassifierReward(
             str(folder / "reward"), dtype="bfloat16" if work.precision == "bf16-mixed" else "float32"
         ),

@@ -34,10 +34,11 @@ LEVELS = (0.25, 0.5, 0.75, 1.0)
 VOCABULARIES = (8_000, 16_000, 32_000)
 
 
-def pair(size: str, level: float, ours: str, peer: str, theirs: str = "32-true") -> Row:
+def pair(size: str, level: float, ours: str, peer: str, theirs: str = "32-true", *, compiled: bool = False) -> Row:
     """Turn by turn against a peer; precisions may differ."""
     work = workload(size, "imdb", risk_level=level, precision=ours)
-    return lambda threads, turns: against(work, replace(work, precision=theirs), [peer], threads, turns)
+    own = replace(work, compile_sampling=compiled)
+    return lambda threads, turns: against(own, replace(work, precision=theirs), [peer], threads, turns)
 
 
 def levels(threads: int, turns: int) -> dict[str, Any]:
@@ -116,6 +117,7 @@ ROWS: dict[str, tuple[str, Row]] = {
     "tiny-0.4": ("≥ 4×", pair("tiny", 0.4, "32-true", OLD)),
     "tiny-0.2": ("≥ 5×", pair("tiny", 0.2, "32-true", OLD)),
     "tiny-0.4-bf16": ("≥ 7×", pair("tiny", 0.4, "bf16-mixed", OLD)),
+    "tiny-0.4-bf16-compiled": ("≥ 7×", pair("tiny", 0.4, "bf16-mixed", OLD, compiled=True)),
     "tiny-0.4-bf16-both": ("reported", pair("tiny", 0.4, "bf16-mixed", OLD, "bf16-mixed")),
     "update-levels": ("linear within 15 %", levels),
     "memory-vocabulary": ("one chunk", vocabularies),
@@ -167,11 +169,11 @@ def line(name: str, result: dict[str, Any]) -> str:
     ratios = [content for key, content in result.items() if key.startswith("against")]
     if not ratios:
         rest = {key: content for key, content in result.items() if key not in ("threads", "turns", "machine")}
-        return f"{name:<20} goal {goal:<18} {json.dumps(rest)}"
+        return f"{name:<22} goal {goal:<18} {json.dumps(rest)}"
     ratio, ours = ratios[0], result["libraries"]["ours"]
     low, high = ratio["speed_range"]
     return (
-        f"{name:<20} goal {goal:<18} {ratio['speed']:.2f}x ({low:.2f} to {high:.2f}), {ours['seconds']:.2f} s, "
+        f"{name:<22} goal {goal:<18} {ratio['speed']:.2f}x ({low:.2f} to {high:.2f}), {ours['seconds']:.2f} s, "
         f"peak memory {ratio['peak_memory']:.2f}, what comes and goes {ratio['iteration_memory']:.2f}, "
         f"update {ours['update_share']:.0%} of the matrix product"
     )

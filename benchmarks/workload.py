@@ -29,6 +29,7 @@ class Workload:
     risk_level: float = 1.0
     precision: str = "32-true"
     frozen_layers: int = 0
+    compile_sampling: bool = False
 
     @property
     def kept(self) -> int:
@@ -39,11 +40,12 @@ class Workload:
         """Of `rows` whole sequences with the head on `head_tokens` positions a row: 2 a weight and token, + attention.
 
         Attention is counted in full, 4·S·H a token and layer, as kernels without a causal shortcut do it. The last
-        layer's MLP, 16·H² a token, is counted where it is needed: on those positions and the one after them.
+        layer's attention, its projection and its MLP, 18·H² a token, are counted where they are needed: on those
+        positions and the one after them.
         """
         width = self.prompt + self.response
         trunk = width * self.layers * (24 * self.hidden**2 + 4 * width * self.hidden)
-        trunk -= (width - head_tokens - 1) * 16 * self.hidden**2
+        trunk -= (width - head_tokens - 1) * (18 * self.hidden**2 + 4 * width * self.hidden)
         return float(rows * (trunk + 2 * head_tokens * self.hidden * self.vocabulary))
 
     @property
@@ -58,9 +60,11 @@ class Workload:
         return flops - unmade if self.frozen_layers else flops
 
     def to_dict(self) -> dict[str, int | float | str]:
-        """Without a setting that is not used: an older checkout may not know it."""
-        return {name: value for name, value in asdict(self).items() if name != "frozen_layers" or value}
+        """Without settings that are not used: an older checkout may not know them."""
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or value}
 
+
+_LATER = ("frozen_layers", "compile_sampling")
 
 SIZES = {
     # the issue's model; its reward is as much smaller as DistilBERT is than GPT-2
