@@ -51,7 +51,8 @@ def _attention(
         options["is_causal"] = False
         query = query[:, :, -columns:]
     output = _in_float32(module, query, key, value, attention_mask, **options)
-    return pad(output, (0, 0, 0, 0, width - output.shape[1], 0)), None
+    unread = width - output.shape[1]
+    return pad(output, (0, 0, 0, 0, unread, 0)) if unread else output, None
 
 
 def _in_float32(module: nn.Module, query: Tensor, *others: Any, **options: Any) -> Tensor:

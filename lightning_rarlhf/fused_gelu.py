@@ -42,7 +42,7 @@ def _gelu(inputs: Tensor) -> Tensor:
     wide = inputs.float()
     square = wide * wide
     # 2u = x · (2√(2/π) + its cubic part · x²), in place
-    twice = torch.add(torch.tensor(_LINEAR), square, alpha=_CUBIC, out=square).mul_(wide)
+    twice = torch.add(torch.tensor(_LINEAR, dtype=torch.float32), square, alpha=_CUBIC, out=square).mul_(wide)
     return twice.sigmoid_().mul_(wide).to(inputs.dtype)
 
 

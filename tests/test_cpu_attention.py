@@ -59,3 +59,15 @@ def test_a_choice_of_the_users_stays_and_a_saved_model_says_nothing_of_ours(tmp_
     assert ActorCritic(eager, [1]).lm.config._attn_implementation == "eager"
     ActorCritic(causal_lm("gpt2"), [1]).lm.save_pretrained(tmp_path)
     assert "float32_on_cpu" not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
+
+
+def test_what_is_read_whole_is_not_copied(monkeypatch):
+    model = ActorCritic(causal_lm("gpt2"), [1])
+
+    def refused(*_args):
+        raise AssertionError("padded by nothing")
+
+    monkeypatch.setattr("lightning_rarlhf.cpu_attention.pad", refused)
+    model.trunk(IDS, MASK)
+    with pytest.raises(AssertionError, match="padded by nothing"):
+        model.trunk(IDS, MASK, read=2)

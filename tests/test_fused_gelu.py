@@ -59,3 +59,12 @@ def test_broken_numbers_stay_broken():
         value = TanhGELU()(torch.tensor([torch.nan, torch.inf, -torch.inf]))
     assert value[0].isnan()
     assert value[1] == torch.inf
+
+
+def test_it_stays_of_float32_whatever_the_default_type():
+    expected = TanhGELU()(INPUTS)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert TanhGELU()(INPUTS).equal(expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
