@@ -158,9 +158,13 @@ class ClassifierReward(RewardModel):
         self.texts_cut += cut
 
     def works_beside(self, device: torch.device) -> bool:
-        """Not on the CPU that samples: two threads wait for one another's cores there."""
+        """On the device that samples only where that has streams (CUDA).
+
+        On the CPU two threads wait for one another's cores; on Apple's GPU they must not send commands at once. Kinds
+        are compared, for ``mps`` and ``mps:0`` are one device but unequal.
+        """
         own = self.device or device
-        return not own.type == device.type == "cpu"
+        return own.type != device.type or own.type == "cuda"
 
     @property
     def commit(self) -> str | None:

@@ -5,6 +5,7 @@ A slow reward then costs what it takes beyond sampling.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -21,8 +22,12 @@ from lightning_rarlhf.errors import UserError, first_few
 from lightning_rarlhf.rollout import Sampler
 from lightning_rarlhf.side_thread import SideThread
 
+_log = logging.getLogger(__name__)
+
 _GRACE = 5.0
 """seconds that Ctrl-C waits for the reward's call under way, which nothing can end from outside"""
+_PATIENCE = 30.0
+"""seconds that an error waits for it: a reward that hangs must not hide what went wrong"""
 
 
 class ScoringAhead:
@@ -58,8 +63,18 @@ class ScoringAhead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread is not None:
-            self._thread.end(None if error is None or isinstance(error, Exception) else _GRACE)
+        if self._thread is None:
+            return
+        if error is None:
+            self._thread.end()
+            return
+        patience = _PATIENCE if isinstance(error, Exception) else _GRACE
+        if not self._thread.end(patience):
+            _log.warning(
+                "%s while the reward was scoring; its call has not ended within %g s and is left running",
+                type(error).__name__,
+                patience,
+            )
 
     def samples(self) -> list[Samples]:
         """Draw the responses of every part.

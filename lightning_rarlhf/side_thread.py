@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -26,8 +27,8 @@ class SideThread(Generic[ResultT]):
 
         Args:
             name: of the thread, for debuggers.
-            device: that the calls work on; on CUDA they get a stream of their own, in a common one their kernels would
-                wait for all that the caller has asked for.
+            device: that the calls work on; on CUDA, with its index, they get a stream other than the caller's, in which
+                their kernels would wait for all that the caller has asked for.
         """
         context, settings = contextvars.copy_context(), _settings_here(device)
         self._calls: SimpleQueue[tuple[Future[ResultT], Callable[[], ResultT]] | None] = SimpleQueue()
@@ -44,11 +45,16 @@ class SideThread(Generic[ResultT]):
         self._calls.put((result, call))
         return result
 
-    def end(self, timeout: float | None = None) -> None:
-        """Make no further call; wait for the one under way, at most `timeout` seconds (None = as long as it takes)."""
+    def end(self, timeout: float | None = None) -> bool:
+        """Make no further call; wait for the one under way, at most `timeout` seconds (None = as long as it takes).
+
+        Returns:
+            whether the thread has ended; it does so after the call under way.
+        """
         self._ended = True
         self._calls.put(None)
         self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self, settings: Callable[[], AbstractContextManager[None]]) -> None:
         with settings():
@@ -69,7 +75,7 @@ def _settings_here(device: torch.device) -> Callable[[], AbstractContextManager[
     gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     casts = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in {"cpu", device.type}]
     caches = torch.is_autocast_cache_enabled()
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    stream = _side_stream(device) if device.type == "cuda" else None
 
     @contextmanager
     def same() -> Iterator[None]:
@@ -82,3 +88,9 @@ def _settings_here(device: torch.device) -> Callable[[], AbstractContextManager[
             yield
 
     return same
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all threads on `device`: memory that was freed in a stream is used again in that stream only."""
+    return torch.cuda.Stream(device)

@@ -258,9 +258,14 @@ def test_the_classification_head_is_not_quantised(classifier_folder):
         ("cpu", "cuda:0", True),
         (None, "cuda:0", True),
         ("cuda:1", "cpu", True),
+        ("cuda", "cuda:0", True),
+        (None, "mps:0", False),
+        ("mps", "mps:0", False),
+        ("cpu:0", "cpu", False),
+        ("cpu", "mps:0", True),
     ],
 )
-def test_only_on_the_cpu_that_samples_it_takes_what_sampling_needs(own, policys, beside):
+def test_on_the_device_that_samples_it_scores_at_the_same_time_only_where_there_are_streams(own, policys, beside):
     assert ClassifierReward("any", device=own).works_beside(torch.device(policys)) == beside
     assert CallableReward(f"{__name__}.length_reward").works_beside(torch.device(policys))
 

@@ -155,7 +155,7 @@ def test_when_the_reward_has_failed_no_further_part_is_drawn():
     assert len(drawn) == 2
 
 
-def test_an_error_waits_for_the_call_under_way_and_makes_no_other():
+def test_an_error_waits_for_the_call_under_way_and_makes_no_other(caplog):
     begun, calls = threading.Event(), []
 
     def drawn(part):
@@ -174,16 +174,21 @@ def test_an_error_waits_for_the_call_under_way_and_makes_no_other():
         scores_of(drawn, slowly)
     assert len(calls) == 1
     assert not reward_threads()
+    assert not caplog.records
 
 
-def test_an_interrupt_does_not_wait_for_a_reward_that_hangs(monkeypatch):
-    monkeypatch.setattr(scoring_ahead, "_GRACE", 0.01)
+@pytest.mark.parametrize(
+    ("kind", "seconds"), [(KeyboardInterrupt, "_GRACE"), (NumericalError, "_PATIENCE"), (KeyError, "_PATIENCE")]
+)
+def test_a_reward_that_hangs_hides_neither_an_interrupt_nor_an_error(monkeypatch, caplog, kind, seconds):
+    assert scoring_ahead._GRACE < scoring_ahead._PATIENCE
+    monkeypatch.setattr(scoring_ahead, seconds, 0.01)
     begun, go_on = threading.Event(), threading.Event()
 
     def drawn(part):
         if part is PARTS[1]:
             assert begun.wait(PATIENCE)
-            raise KeyboardInterrupt
+            raise kind("broken")
         return sample(part)
 
     def hanging(samples):
@@ -191,8 +196,12 @@ def test_an_interrupt_does_not_wait_for_a_reward_that_hangs(monkeypatch):
         go_on.wait(PATIENCE)
         return number_of(samples)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(kind, match="broken"):
         scores_of(drawn, hanging)
+    (said,) = caplog.messages
+    assert said == (
+        f"{kind.__name__} while the reward was scoring; its call has not ended within 0.01 s and is left running"
+    )
     (left,) = [thread for thread in threading.enumerate() if thread.name == "reward"]
     assert left.daemon
     go_on.set()

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
+from lightning_rarlhf import side_thread
 from lightning_rarlhf.side_thread import SideThread
 
 CPU = torch.device("cpu")
@@ -57,13 +58,31 @@ def test_after_the_end_no_waiting_call_is_made():
     thread.do(lambda: begun.set() or go_on.wait(PATIENCE))
     waiting = thread.do(lambda: made.append(1))
     begun.wait(PATIENCE)
-    thread.end(0.01)  # does not wait for a call that hangs
+    assert not thread.end(0.01)  # does not wait for a call that hangs
     assert alive()
     go_on.set()
-    thread.end(PATIENCE)
+    assert thread.end(PATIENCE)
     assert not alive()
     assert not made
     assert not waiting.done()
+
+
+def test_all_threads_of_a_device_share_one_stream(monkeypatch):
+    """Else each would keep its own freed memory, which no other one uses."""
+    used = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ("stream", device, object()))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.append(stream) or nullcontext())
+    side_thread._side_stream.cache_clear()
+    try:
+        for index in (0, 0, 1):
+            thread = SideThread("side", torch.device("cuda", index))
+            thread.start()
+            assert thread.end(PATIENCE)
+    finally:
+        side_thread._side_stream.cache_clear()
+    first, second, other = used
+    assert first is second
+    assert [stream[1].index for stream in (first, other)] == [0, 1]
 
 
 def settings() -> dict[str, object]:
