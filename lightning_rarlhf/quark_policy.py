@@ -42,12 +42,16 @@ class ConditionedPolicy(ActorCritic):
     """
 
     tokens: Tensor
+    _own: Tensor
+    """those among the words' logits, in rows that the embedding had unused; of a size that a compiler can know"""
     _told = False
     """not while the base class checks the bare network"""
 
     def __init__(self, lm: PreTrainedModel, eos_token_ids: list[int], tokens: list[int], words: int) -> None:
         super().__init__(lm, eos_token_ids)
         self.register_buffer("tokens", torch.tensor(tokens, dtype=torch.int64), persistent=False)
+        own = [token for token in tokens if token < words]
+        self.register_buffer("_own", torch.tensor(own, dtype=torch.int64), persistent=False)
         self.words = words
         self._told = True
 
@@ -83,9 +87,8 @@ class ConditionedPolicy(ActorCritic):
         logits = super().head(hidden)
         if not self._told:
             return logits
-        own = self.tokens[self.tokens < self.words]
-        # finite, so that p·log p stays 0 and not NaN; only where the embedding had unused rows before
-        return logits[..., : self.words].index_fill(-1, own, -1e4) if len(own) else logits[..., : self.words]
+        words = logits[..., : self.words]
+        return words.index_fill(-1, self._own, -1e4) if len(self._own) else words  # finite: p·log p stays 0, not NaN
 
 
 class ConditionedDecoder:

@@ -221,20 +221,24 @@ class TestAsItIs:
         with pytest.raises(ModelError, match="does not give the same states over a key-value cache of fixed size"):
             CompiledDecoding().decoder(gpt2, 4)
 
-    def test_quark_explores_by_it_too(self, policy_folder, tmp_path):
-        def scores(compiled):
-            torch.manual_seed(0)
-            module = QuarkModule(
-                policy=PolicyConfig(pretrained=str(policy_folder), compile_sampling=compiled),
-                reward=CallableReward("tests.test_ppo_module.goodness"),
-                quark=QuarkConfig(batch_size=8, sample_interval=2, initial_iterations=1),
-                sampling=SamplingConfig(max_new_tokens=6),
-            )
-            trainer = quiet_trainer(tmp_path / str(compiled), max_steps=3, limit_val_batches=0)
-            trainer.fit(module, datamodule=Prompts(8, 3))
-            return module.pool.scores
 
-        assert scores(True).tolist() == scores(False).tolist()
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])  # the latter has the reward tokens among its logits
+def test_quark_explores_by_it_too(policy_folders, tmp_path, traced, family):
+    def scores(compiled):
+        torch.manual_seed(0)
+        module = QuarkModule(
+            policy=PolicyConfig(pretrained=str(policy_folders[family]), compile_sampling=compiled),
+            reward=CallableReward("tests.test_ppo_module.goodness"),
+            quark=QuarkConfig(batch_size=8, sample_interval=2, initial_iterations=1),
+            sampling=SamplingConfig(max_new_tokens=6),
+        )
+        trainer = quiet_trainer(tmp_path / str(compiled), max_steps=3, limit_val_batches=0)
+        trainer.fit(module, datamodule=Prompts(8, 3))
+        assert len(module.actor._own) == (len(module.actor.tokens) if family == "qwen2" else 0)
+        return module.pool.scores
+
+    assert scores(True).tolist() == scores(False).tolist()
+    assert len(traced) == 2  # the reference, which draws first, and the policy
 
 
 def test_one_size_is_compiled_once_whatever_the_weights(policy_folder, traced):
