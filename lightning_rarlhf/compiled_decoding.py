@@ -7,10 +7,12 @@ head, masks and positions are one function, compiled by `torch.compile`, on a GP
 from __future__ import annotations
 
 import copy
+import operator
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +124,8 @@ class _Compiled:
     def __init__(self, model: LanguageModel) -> None:
         require_compilable(model)
         self._setting = _setting(model)
+        self._shared = _tensors(model)
+        self._addresses = _addresses(self._shared)
         with _ordinary_tensors():
             self._twin = _twin(model)
             _check(self._twin)
@@ -129,8 +133,10 @@ class _Compiled:
         self._rooms: list[_Room] = []
 
     def serves(self, model: LanguageModel) -> bool:
-        """Whether device and precision are still those that it was made for."""
-        return self._setting == _setting(model)
+        """Whether device, precision and the tensors that it reads are still those that it was made for."""
+        now = _tensors(model)
+        same = len(now) == len(self._shared) and all(map(operator.is_, now, self._shared))
+        return same and _addresses(now) == self._addresses and self._setting == _setting(model)
 
     def refresh(self) -> None:
         """Bring the copies of the weights up to date; each stays at its address."""
@@ -139,16 +145,17 @@ class _Compiled:
             torch._foreach_copy_(copies, weights)
 
     def room(self, rows: int, columns: int) -> _Room:
-        """The smallest room that a batch fits in; a new one where it would leave half of the rows empty.
+        """The smallest room that a batch fits in; a new one where it would leave half of the rows or columns empty.
 
         Only the few rooms that were used last are kept.
         """
-        fitting = [room for room in self._rooms if rows <= room.rows < 2 * rows and columns <= room.columns]
+        wide = columns_for(columns)
+        fitting = [room for room in self._rooms if rows <= room.rows < 2 * rows and columns <= room.columns < 2 * wide]
         if fitting:
             found = min(fitting, key=lambda room: (room.rows, room.columns))
         else:
             with _ordinary_tensors():
-                found = _Room(self._twin, rows, columns_for(columns))
+                found = _Room(self._twin, rows, wide)
         others = [room for room in self._rooms if room is not found]
         self._rooms = [*others, found][-_ROOMS:]
         return found
@@ -167,7 +174,7 @@ class _Room:
         self._alive = static_address(torch.zeros(rows, dtype=torch.bool, device=device))
         self._mask = static_address(torch.zeros(rows, columns, dtype=torch.bool, device=device))
         static_address(self._cache.column)
-        self._step: Step = compile_step(self._compute, device) if compiles else self._compute
+        self._step: Step = self._compiled(device) if compiles else self._compute
         self._stepped = False
 
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,6 +223,19 @@ class _Room:
     def end_all(self) -> None:
         """No row is read any longer, but those that the next steps name."""
         self._alive.zero_()
+
+    def _compiled(self, device: torch.device) -> Step:
+        """The step, compiled; what comes of it goes with this room.
+
+        torch keeps what it compiled with the code it compiled it from, for as long as that is there, and keeps the code
+        for as long as anything compiled from it is. So this room's code is its own, and is wiped.
+        """
+        from torch._dynamo.eval_frame import remove_from_cache
+
+        shared = _Room._compute
+        own = types.FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__)
+        finalize(self, remove_from_cache, own).atexit = False
+        return compile_step(types.MethodType(own, self), device)
 
     def _compute(self) -> tuple[Tensor, Tensor]:
         """What is compiled: all that happens between two draws."""
@@ -300,9 +320,18 @@ def _setting(model: LanguageModel) -> tuple[torch.device, torch.dtype | None]:
     return model.device, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
+def _tensors(model: LanguageModel) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _addresses(tensors: list[Tensor]) -> list[tuple[int, torch.dtype]]:
+    """What a compiled step has fixed of them."""
+    return [(tensor.data_ptr(), tensor.dtype) for tensor in tensors]
+
+
 def _twin(model: LanguageModel) -> LanguageModel:
     """The same modules once more, on the same weights; hooks that come and go on the first are not compiled."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in _tensors(model)}
     twin = copy.deepcopy(model, shared)
     multiply_by_torch(twin)
     return twin
@@ -338,13 +367,12 @@ def _ordinary_tensors() -> Iterator[None]:
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """What the compiler cannot do is said in a line."""
-    from torch._dynamo.exc import TorchDynamoException
-    from torch._inductor.exc import InductorError
-
+    """What the compiler cannot do is said in a line; it has errors of its own, and lets others' through."""
     try:
         yield
-    except (TorchDynamoException, InductorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
         raise ModelError(
             f"policy.compile_sampling: torch cannot compile this policy's step ({first_line(error)}); leave it out; if "
             "a run was killed while it compiled, delete torch's cache (TORCHINDUCTOR_CACHE_DIR or /tmp/torchinductor_*)"

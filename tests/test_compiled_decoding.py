@@ -7,7 +7,9 @@ and compiles nothing. Its outputs are overwritten at every call, as a CUDA graph
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -187,6 +189,30 @@ class TestAsItIs:
         (compiled,) = decoding._of.values()
         assert [room.rows for room in compiled._rooms] == [4, 2, 8]
 
+    def test_a_room_much_wider_than_the_text_is_not_used(self, policy_folder):
+        """Every step attends to all columns."""
+        actor, tokenizer = actor_of(policy_folder)
+        decoding = CompiledDecoding()
+        for width in (40, 21, 3):
+            drawn(actor, tokenizer, decoding, prompts=[[3] * width] * 2)
+        (compiled,) = decoding._of.values()
+        assert [room.columns for room in compiled._rooms] == [64, 16]
+
+    @pytest.mark.parametrize("how", ["parameters", "data"])
+    def test_weights_that_took_the_others_place_are_read(self, policy_folder, how):
+        actor, tokenizer = actor_of(policy_folder)
+        decoding = CompiledDecoding()
+        drawn(actor, tokenizer, decoding)
+        state = {name: 0.05 * torch.randn_like(weight) for name, weight in actor.state_dict().items()}
+        if how == "parameters":
+            actor.load_state_dict(state, assign=True)
+        else:  # a compiled step may hold the address
+            for name, weight in actor.named_parameters():
+                weight.data = state[name]
+        before = list(decoding._of.values())
+        drawn(actor, tokenizer, decoding)
+        assert list(decoding._of.values()) != before
+
     def test_a_window_wider_than_the_text_is_as_good_as_none(self, policy_folder):
         shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
         torch.manual_seed(0)
@@ -350,6 +376,61 @@ def test_what_the_compiler_cannot_do_is_said_in_a_line(policy_folder, monkeypatc
     with pytest.raises(ModelError, match=r"compile_sampling: torch cannot compile.*leave it out") as caught:
         drawn(actor, tokenizer, CompiledDecoding())
     assert "\n" not in str(caught.value)
+
+
+def test_so_is_an_error_that_the_compiler_lets_through(policy_folder, monkeypatch):
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    actor, tokenizer = actor_of(policy_folder)
+    for error, told in (
+        (GuardOnDataDependentSymNode("u0 > 0", "Could not guard\nand more"), ModelError),
+        (torch.OutOfMemoryError("too much"), torch.OutOfMemoryError),  # a smaller batch helps, not another sampler
+    ):
+
+        def fails(error=error):
+            raise error
+
+        monkeypatch.setattr(compiled_decoding, "compile_step", lambda step, device, fails=fails: fails)
+        with pytest.raises(told) as caught:
+            drawn(actor, tokenizer, CompiledDecoding())
+        assert "\n" not in str(caught.value)
+        assert told is torch.OutOfMemoryError or caught.value.__cause__ is error
+
+
+class Compiled:
+    """What a backend gives back."""
+
+    def __init__(self, graph) -> None:
+        self.graph = graph
+
+    def __call__(self, *args):
+        return self.graph(*args)
+
+
+def test_what_was_compiled_goes_with_its_room(policy_folder, monkeypatch):
+    compiled: list[weakref.ref] = []
+
+    def backend(graph, inputs):
+        made = Compiled(graph)
+        compiled.append(weakref.ref(made))
+        return made
+
+    def there():
+        gc.collect()
+        return [reference() is not None for reference in compiled]
+
+    monkeypatch.setattr(compiled_decoding, "BACKEND", backend)
+    monkeypatch.setattr(compiled_decoding, "_ROOMS", 1)
+    actor, tokenizer = actor_of(policy_folder)
+    decoding = CompiledDecoding()
+    drawn(actor, tokenizer, decoding, prompts=[[3, 4]])
+    assert there() == [True]
+    drawn(actor, tokenizer, decoding, prompts=[[3, 4]] * 2)
+    assert there() == [False, True]
+    drawn(actor, tokenizer, decoding, prompts=[[3, 4]] * 2, iteration=1)  # the other's end has not touched it
+    assert there() == [False, True]
+    decoding.clear()
+    assert there() == [False, False]
 
 
 def test_a_machine_without_a_compiler_is_told_before_anything_is_loaded(policy_folder, tmp_path, monkeypatch):
