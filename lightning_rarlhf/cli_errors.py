@@ -29,6 +29,7 @@ _UNKNOWN = re.compile(
 )
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _NO_SUCH_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\w+)$")
+_NO_CLASS = re.compile(r"Expected an instantiatable class, but \S+ is abstract$")
 _KINDS: dict[str, type] = {
     "model": LightningModule,
     "data": LightningDataModule,
@@ -128,6 +129,8 @@ def _wrong_value(message: str) -> str | None:
             keys.append(found["key"])
             text = found["rest"]
         if keys and text and not text.startswith(_NOISE):
+            if _NO_CLASS.search(text):
+                return f"{'.'.join(keys)}: names no class; an overlay needs its task first: --config configs/TASK.yaml"
             name = _misspelt([text, *lines[number + 1 :]])
             reason = _no_such_class(name, keys) if name else text + _given(lines[number + 1 :], text)
             return f"{'.'.join(keys)}: {reason}"

@@ -393,3 +393,12 @@ def test_a_misspelt_key_in_a_file_is_named(world, tmp_path, capfd):
     assert "unknown key 'sampling.max_new_token' of RiskAversePPOModule; did you mean 'sampling.max_new_tokens'?" in (
         capfd.readouterr().err
     )
+
+
+def test_an_overlay_without_its_task_is_told_so(world, tmp_path, capfd):
+    overlay = ["--config", str(ROOT / "configs" / "rlhf" / "jigsaw.yaml"), "--data.path", str(world / "data")]
+    with pytest.raises(SystemExit) as exit_:
+        train.main(["fit", *overlay, "--trainer.default_root_dir", str(tmp_path)])
+    assert exit_.value.code == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last == "error: data: names no class; an overlay needs its task first: --config configs/TASK.yaml"
