@@ -335,7 +335,7 @@ def test_episodes_sampled_in_parts_are_those_of_one_part(
 
     whole, parts = run(None), run(3)
     for one, other in zip(whole.logged, parts.logged, strict=True):
-        assert without_times(other) == pytest.approx(without_times(one), rel=1e-6, abs=1e-6)
+        assert without_times(other) == pytest.approx(without_times(one), rel=1e-5, abs=1e-6)
     for one, other in zip(whole.outputs, parts.outputs, strict=True):
         assert torch.equal(one["rollout"].samples.sequences, other["rollout"].samples.sequences)
         assert one["rollout"].samples.responses == other["rollout"].samples.responses
