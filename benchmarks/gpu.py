@@ -30,7 +30,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.models import save_tokenizer
+from benchmarks.models import save_policy, save_tokenizer
 from benchmarks.ours import prompt_batch
 from benchmarks.workload import Workload, workload
 from callbacks import RiskSchedule
@@ -84,17 +84,11 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
 
 def save_models(folder: Path, work: Workload, reward: dict[str, int]) -> None:
     """`folder`/policy, a GPT-2, and `folder`/reward, a DistilBERT with a head, that read a word as a token each."""
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2Config, GPT2LMHeadModel
-    from transformers.utils.logging import disable_progress_bar
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-    disable_progress_bar()
-    torch.manual_seed(0)
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    shape = {"n_layer": work.layers, "n_embd": work.hidden, "n_head": work.heads, "n_positions": 1024}
-    GPT2LMHeadModel(GPT2Config(vocab_size=work.vocabulary, **shape, **ends)).save_pretrained(folder / "policy")
+    save_policy(folder / "policy", work)
     judge = DistilBertConfig(vocab_size=work.vocabulary, num_labels=1, pad_token_id=0, **reward)
     DistilBertForSequenceClassification(judge).save_pretrained(folder / "reward")
-    save_tokenizer(folder / "policy", work.vocabulary)
     save_tokenizer(folder / "reward", work.vocabulary, context=512)
 
 

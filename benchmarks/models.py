@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.workload import Workload
+
+if TYPE_CHECKING:
+    from transformers import GPT2Config
 
 
 def save_models(folder: Path, work: Workload) -> None:
     """`folder`/policy, a causal language model, and `folder`/reward, a classifier of one label; one tokenizer."""
+    from transformers import GPT2ForSequenceClassification
+
+    save_policy(folder / "policy", work)
+    reward = gpt2_config(work, work.reward_layers, work.reward_hidden, work.reward_hidden // 64, num_labels=1)
+    GPT2ForSequenceClassification(reward).save_pretrained(folder / "reward")
+    save_tokenizer(folder / "reward", work.vocabulary)
+
+
+def save_policy(folder: Path, work: Workload) -> None:
+    """A GPT-2 of the workload's shape with its tokenizer; torch's random numbers begin anew with it."""
     import torch
-    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     torch.manual_seed(0)
-    common = {"vocab_size": work.vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    policy = GPT2Config(n_layer=work.layers, n_embd=work.hidden, n_head=work.heads, n_positions=1024, **common)
-    reward = GPT2Config(
-        n_layer=work.reward_layers,
-        n_embd=work.reward_hidden,
-        n_head=work.reward_hidden // 64,
-        n_positions=1024,
-        num_labels=1,
-        **common,
-    )
-    GPT2LMHeadModel(policy).save_pretrained(folder / "policy")
-    GPT2ForSequenceClassification(reward).save_pretrained(folder / "reward")
-    for name in ("policy", "reward"):
-        save_tokenizer(folder / name, work.vocabulary)
+    GPT2LMHeadModel(gpt2_config(work, work.layers, work.hidden, work.heads)).save_pretrained(folder)
+    save_tokenizer(folder, work.vocabulary)
+
+
+def gpt2_config(work: Workload, layers: int, hidden: int, heads: int, **others: int) -> GPT2Config:
+    """Of a network over the workload's vocabulary."""
+    from transformers import GPT2Config
+
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    shape = {"n_layer": layers, "n_embd": hidden, "n_head": heads, "n_positions": 1024}
+    return GPT2Config(vocab_size=work.vocabulary, **shape, **ends, **others)
 
 
 def save_tokenizer(folder: Path, vocabulary: int, context: int = 1024) -> None:

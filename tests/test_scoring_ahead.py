@@ -155,14 +155,20 @@ def test_when_the_reward_has_failed_no_further_part_is_drawn():
     assert len(drawn) == 2
 
 
-def test_an_error_waits_for_the_call_under_way_and_makes_no_other(caplog):
-    begun, calls = threading.Event(), []
+def failing_at(broken, begun, error):
+    """Draws the parts, and at this one fails, once scoring has begun."""
 
     def drawn(part):
-        if part is PARTS[2]:
+        if part is broken:
             assert begun.wait(PATIENCE)
-            raise NumericalError("not finite")
+            raise error
         return sample(part)
+
+    return drawn
+
+
+def test_an_error_waits_for_the_call_under_way_and_makes_no_other(caplog):
+    begun, calls = threading.Event(), []
 
     def slowly(samples):
         begun.set()
@@ -171,7 +177,7 @@ def test_an_error_waits_for_the_call_under_way_and_makes_no_other(caplog):
         return number_of(samples)
 
     with pytest.raises(NumericalError):
-        scores_of(drawn, slowly)
+        scores_of(failing_at(PARTS[2], begun, NumericalError("not finite")), slowly)
     assert len(calls) == 1
     assert not reward_threads()
     assert not caplog.records
@@ -185,19 +191,13 @@ def test_a_reward_that_hangs_hides_neither_an_interrupt_nor_an_error(monkeypatch
     monkeypatch.setattr(scoring_ahead, seconds, 0.01)
     begun, go_on = threading.Event(), threading.Event()
 
-    def drawn(part):
-        if part is PARTS[1]:
-            assert begun.wait(PATIENCE)
-            raise kind("broken")
-        return sample(part)
-
     def hanging(samples):
         begun.set()
         go_on.wait(PATIENCE)
         return number_of(samples)
 
     with pytest.raises(kind, match="broken"):
-        scores_of(drawn, hanging)
+        scores_of(failing_at(PARTS[1], begun, kind("broken")), hanging)
     (said,) = caplog.messages
     assert said == (
         f"{kind.__name__} while the reward was scoring; its call has not ended within 0.01 s and is left running"
