@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import warnings
@@ -18,6 +17,7 @@ from lightning_rarlhf.distributed import gather_items, rank, world_size
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_move import PARTIAL, discard, move_folder_in, recover_folder
 from lightning_rarlhf.plain_text import first_line
+from lightning_rarlhf.results_file import file_sha256
 from lightning_rarlhf.trained_weights import require_trained
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def save_shards(folder: Path, checkpoint: dict[str, Any]) -> None:
         _on_process_0(lambda: _make_room(partial, folder))
         _write_parts(partial, parts)
         # its folder's list of names reaches the disk with it
-        _on_process_0(lambda: write_checkpoint(checkpoint | {_CHECKSUM: _sha256(partial / _INDEX)}, partial / _HEADER))
+        _on_process_0(
+            lambda: write_checkpoint(checkpoint | {_CHECKSUM: file_sha256(partial / _INDEX)}, partial / _HEADER)
+        )
         _on_process_0(lambda: move_folder_in(partial, folder))
     except BaseException:
         if rank() == 0:
@@ -161,10 +163,6 @@ def _said(process: int, error: BaseException) -> str:
 # reading
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def _index(folder: Path, checksum: str | None) -> Metadata:
     """What the folder should hold; refuses it if a part is missing or too short.
 
@@ -175,7 +173,7 @@ def _index(folder: Path, checksum: str | None) -> Metadata:
     from lightning_rarlhf.safe_shards import SafeShardReader
 
     try:
-        if checksum is not None and _sha256(folder / _INDEX) != checksum:
+        if checksum is not None and file_sha256(folder / _INDEX) != checksum:
             raise UserError(f"checkpoint {folder}: .metadata is damaged (wrong checksum); give another checkpoint")
         metadata = SafeShardReader(folder).read_metadata()
     except FileNotFoundError as error:

@@ -146,7 +146,12 @@ PLACES = (
     Place(
         "lightning_rarlhf/sharded_checkpoint.py",
         2,
-        ("lightning_rarlhf/checkpoint_file.py", "lightning_rarlhf/distributed.py", "lightning_rarlhf/safe_shards.py"),
+        (
+            "lightning_rarlhf/checkpoint_file.py",
+            "lightning_rarlhf/distributed.py",
+            "lightning_rarlhf/results_file.py",
+            "lightning_rarlhf/safe_shards.py",
+        ),
     ),
     Place("lightning_rarlhf/sharding.py", 2),
     Place("lightning_rarlhf/guards.py", 2, ("lightning_rarlhf/distributed.py", "lightning_rarlhf/sharding.py")),
