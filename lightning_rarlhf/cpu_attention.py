@@ -1,6 +1,7 @@
 """Attention on a CPU: in bfloat16 computed in float32, and for the queries that are read only.
 
-torch's own kernel takes twice as long there in bfloat16. On an accelerator nothing changes.
+torch's own kernel takes twice as long there in bfloat16, and for one query, as a sampling step has it, longer than the
+loop that torch's compiler makes of the formula. On an accelerator nothing changes.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def _attention(
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     width = query.shape[2]
+    if width == 1 and torch.compiler.is_compiling() and _is_plain(attention_mask, options):
+        return _of_one_query(query, key, value, attention_mask, options.get("scaling")), None
     columns = _read.get(module, width)
     if columns < width == key.shape[2] and options.get("position_bias") is None:
         attention_mask = _last_rows(attention_mask, width, columns, causal=_is_causal(module, options))
@@ -53,6 +56,34 @@ def _attention(
     output = _in_float32(module, query, key, value, attention_mask, **options)
     unread = width - output.shape[1]
     return pad(output, (0, 0, 0, 0, unread, 0)) if unread else output, None
+
+
+def _is_plain(mask: Tensor | None, options: dict[str, Any]) -> bool:
+    """Whether all heads see alike, and nothing is asked for but what `_of_one_query` does."""
+    asked = any(options.get(name) is not None for name in ("position_bias", "cache", "softcap"))
+    return not asked and not options.get("dropout") and (mask is None or mask.shape[1] == 1)
+
+
+def _of_one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Attention of the latest token, spelled out for the compiler, which reads keys and values once and casts nothing.
+
+    Args:
+        query: [B, h, 1, D].
+        key: [B, k, S, D]; each of the k heads serves h / k of the queries'.
+        value: [B, k, S, E].
+        mask: [B, 1, 1, S], True or 0 = attended to; None = all are.
+        scaling: of the scores; None = 1/√D.
+
+    Returns:
+        [B, 1, h, E] in the query's own type, computed in float32.
+    """
+    grouped = query.view(len(query), key.shape[1], -1, 1, query.shape[-1]).float()
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = (grouped * key[:, :, None].float()).sum(dim=-1) * scale  # [B, k, h / k, S]
+    if mask is not None:
+        scores = scores.where(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    attended = (scores.softmax(dim=-1)[..., None] * value[:, :, None].float()).sum(dim=-2)
+    return attended.flatten(1, 2)[:, None].to(query.dtype)
 
 
 def _in_float32(module: nn.Module, query: Tensor, *others: Any, **options: Any) -> Tensor:
