@@ -124,6 +124,7 @@ ROWS: dict[str, tuple[str, Row]] = {
     "start-up": ("≤ 1.3", start_up),
     "gpt2-0.4": ("≥ 3.5×", pair("gpt2", 0.4, "32-true", OLD)),
     "gpt2-0.4-bf16": ("≥ 8×", pair("gpt2", 0.4, "bf16-mixed", OLD)),
+    "gpt2-0.4-bf16-compiled": ("≥ 8×", pair("gpt2", 0.4, "bf16-mixed", OLD, compiled=True)),
     "tiny-0.4-trl-1.9.2": ("reported", pair("tiny", 0.4, "32-true", NEW)),
     "gpt2-0.4-bf16-both": ("reported", pair("gpt2", 0.4, "bf16-mixed", OLD, "bf16-mixed")),
 }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers.integrations import sdpa_attention
 
+from lightning_rarlhf.cpu_attention import _attention, _of_one_query
 from lightning_rarlhf.policy import ActorCritic
 from tests.tiny_models import FAMILIES, causal_lm
 
@@ -71,3 +72,45 @@ def test_what_is_read_whole_is_not_copied(monkeypatch):
     model.trunk(IDS, MASK)
     with pytest.raises(AssertionError, match="padded by nothing"):
         model.trunk(IDS, MASK, read=2)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6], ids="{} of keys".format)
+@pytest.mark.parametrize("mask", ["none", "bool", "float"])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_one_query_attends_as_torchs_own_kernel_has_it(heads, mask, scaling):
+    generator = torch.Generator().manual_seed(heads)
+    query = torch.randn(3, 6, 1, 8, generator=generator)
+    key, value = torch.randn(2, 3, heads, 5, 8, generator=generator)
+    seen = torch.tensor([[True] * 5, [False, False, True, True, True], [True, False, True, False, False]])[
+        :, None, None
+    ]
+    given = {"none": None, "bool": seen, "float": torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)}[mask]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=given, scale=scaling, enable_gqa=True
+    )
+    torch.testing.assert_close(_of_one_query(query, key, value, given, scaling), expected.transpose(1, 2))
+    rounded = _of_one_query(query.bfloat16(), key.bfloat16(), value.bfloat16(), given, scaling)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), expected.transpose(1, 2), atol=0.02, rtol=0.02)
+
+
+def test_only_the_compilers_step_of_one_query_is_spelled_out(monkeypatch):
+    query, key, value = torch.randn(3, 2, 4, 5, 8)
+    calls = []
+
+    def watched(*args):
+        calls.append(args[0].shape[2])
+        return _of_one_query(*args)
+
+    def attend(query, **options):
+        return _attention(torch.nn.Module(), query, key, value, None, is_causal=False, **options)[0]
+
+    monkeypatch.setattr("lightning_rarlhf.cpu_attention._of_one_query", watched)
+    plain = attend(query[:, :, :1])
+    assert calls == []
+    compiled = torch.compile(attend, backend="eager")
+    torch.testing.assert_close(compiled(query[:, :, :1]), plain)
+    compiled(query[:, :, :2])
+    biased = compiled(query[:, :, :1], position_bias=torch.zeros(1, 4, 1, 5))
+    torch.testing.assert_close(biased, plain)
+    assert calls == [1]
