@@ -317,14 +317,17 @@ def test_no_step_waits_for_the_device_whatever_the_padding(policy_folder, traced
     assert waits(21) - waits(1) == 20 // 5
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_by_torchs_own_compiler(tmp_path, policy_folder):
+def test_by_torchs_own_compiler(policy_folder, precision):
     torch.manual_seed(0)
     config = GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=17, n_positions=64, bos_token_id=1, eos_token_id=1)
-    actor, tokenizer, decoding = ActorCritic(GPT2LMHeadModel(config), [1]), load_tokenizer(str(policy_folder)), None
+    actor, tokenizer = ActorCritic(GPT2LMHeadModel(config), [1]), load_tokenizer(str(policy_folder))
     decoding = CompiledDecoding()
+    compare = drawn if precision == "float32" else drawn_roughly
     for iteration in range(2):
-        drawn(actor, tokenizer, decoding, iteration=iteration)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
+            compare(actor, tokenizer, decoding, iteration=iteration)
         move(actor)
 
 

@@ -81,9 +81,7 @@ def test_one_query_attends_as_torchs_own_kernel_has_it(heads, mask, scaling):
     generator = torch.Generator().manual_seed(heads)
     query = torch.randn(3, 6, 1, 8, generator=generator)
     key, value = torch.randn(2, 3, heads, 5, 8, generator=generator)
-    seen = torch.tensor([[True] * 5, [False, False, True, True, True], [True, False, True, False, False]])[
-        :, None, None
-    ]
+    seen = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 1, 0, 0]]).bool()[:, None, None]
     given = {"none": None, "bool": seen, "float": torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)}[mask]
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=given, scale=scaling, enable_gqa=True
