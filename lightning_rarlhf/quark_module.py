@@ -19,10 +19,11 @@ from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig,
 from lightning_rarlhf.data_types import PromptBatch, QuarkBatch, Samples
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.masked import masked_mean
-from lightning_rarlhf.functional.quark import quantile_numbers, response_terms, warmup_then_decay
+from lightning_rarlhf.functional.quark import quantile_numbers, response_terms
 from lightning_rarlhf.guarded_module import guarded
 from lightning_rarlhf.guards import judge_gradient
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.optimizing import with_linear_decay
 from lightning_rarlhf.policy import ActorCritic, FrozenModel
 from lightning_rarlhf.ppo_updater import PPOUpdater
 from lightning_rarlhf.quark_batch import batch_of, rows_of_step, token_lists
@@ -107,15 +108,9 @@ class QuarkModule(LanguageModule):
         """The optimizer over the language model, its embeddings of the reward tokens included; warm-up and decay."""
         optimizer = super().configure_optimizers()
         assert isinstance(optimizer, torch.optim.Optimizer)
-        iterations = self.trainer.estimated_stepping_batches
-        if not 0 < iterations < float("inf"):
-            raise UserError("Quark's decay needs the run's length: set trainer.max_steps or trainer.max_epochs")
-        total = int(iterations) * self.quark.sample_interval
-        factor = partial(warmup_then_decay, warmup=round(self.quark.warmup * total), total=total)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)},
-        }
+        return with_linear_decay(
+            optimizer, self.trainer, warmup=self.quark.warmup, steps_per_batch=self.quark.sample_interval
+        )
 
     # the pool
 

@@ -221,6 +221,7 @@ PLACES = (
         (
             "lightning_rarlhf/language_module.py",
             "lightning_rarlhf/guarded_module.py",
+            "lightning_rarlhf/optimizing.py",
             "lightning_rarlhf/ppo_updater.py",
         ),
     ),

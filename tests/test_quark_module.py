@@ -11,6 +11,7 @@ import torch
 from callbacks import HuggingFaceExport
 from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, QuarkConfig, SamplingConfig
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.ppo_updater import PPOUpdater
 from lightning_rarlhf.quark_batch import batch_of
 from lightning_rarlhf.quark_module import QuarkModule
 from lightning_rarlhf.quark_pool import QuarkPool
@@ -129,6 +130,23 @@ def test_a_killed_run_goes_on_bit_by_bit(policy_folder, tmp_path):
         assert one.read_bytes() == other.read_bytes()
     for one, other in zip(whole.actor.lm.parameters(), module.actor.lm.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_longer_resumed_run_goes_on_in_its_own_decay(policy_folder, tmp_path, monkeypatch):
+    """Two iterations of two steps, then four: at each step the rate of a run that was to be four from the start."""
+    rates = []
+
+    def step(updater, norm):
+        rates.append(updater._module.optimizers().param_groups[0]["lr"])
+        take(updater, norm)
+
+    take = PPOUpdater.step
+    monkeypatch.setattr(PPOUpdater, "step", step)
+    _, _, trainer = fit(policy_folder, tmp_path, 2)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    rates.clear()
+    fit(policy_folder, tmp_path, 4, ckpt_path=tmp_path / "two.ckpt")
+    assert rates == pytest.approx([1e-2 * (1 - step / 8) for step in range(4, 8)])
 
 
 def test_a_fit_empties_no_pool_that_a_checkpoint_or_another_run_needs(policy_folder, tmp_path):

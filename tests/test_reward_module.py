@@ -351,6 +351,22 @@ def test_a_fit_resumes(backbone, tmp_path):
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
 
 
+def test_a_longer_resumed_run_goes_on_in_its_own_decay(backbone, tmp_path, monkeypatch):
+    rates = []
+
+    def note(module, batch, batch_idx):
+        rates.append(module.optimizers().param_groups[0]["lr"])
+
+    monkeypatch.setattr(RewardModule, "on_train_batch_start", note)
+    data = write_csv(tmp_path / "labelled.csv", texts(120))
+    config = ["--config", str(ROOT / "configs" / "reward" / "labels.yaml"), "--data.path", str(data)]
+    config += ["--data.label_columns", "[toxic]", *common(backbone, tmp_path / "run"), *FIT]
+    train.main(["fit", *config, "--trainer.max_steps", "3"])
+    train.main(["fit", *config, "--trainer.max_steps", "6", "--ckpt_path", "last"])
+    first = [2e-2 * (1 - step / 3) for step in range(3)]
+    assert rates == pytest.approx(first + [2e-2 * (1 - step / 6) for step in range(3, 6)])
+
+
 CASES = {
     "one label only": (
         [{"text": f"the film {n}", "label": 1} for n in range(60)],

@@ -31,7 +31,7 @@ def module_of(folder, **settings) -> SFTModule:
     return module
 
 
-def fit(folder, tmp_path, steps, lr=1e-2, **settings):
+def fit(folder, tmp_path, steps, lr=1e-2, ckpt_path=None, callbacks=(), **settings):
     module = SFTModule(
         policy=PolicyConfig(pretrained=str(folder)),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr),
@@ -46,9 +46,10 @@ def fit(folder, tmp_path, steps, lr=1e-2, **settings):
     trainer = quiet_trainer(
         tmp_path,
         max_steps=steps,
-        callbacks=[Rates()],
+        callbacks=[Rates(), *callbacks],
     )
-    trainer.fit(module, DataLoader([text_batch(TEXTS)] * steps, batch_size=None))
+    trainer.fit(module, DataLoader([text_batch(TEXTS)] * steps, batch_size=None), ckpt_path=ckpt_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
     return module, rates
 
 
@@ -80,6 +81,38 @@ def test_texts_are_learned(policy_folder, tmp_path):
 def test_the_learning_rate_falls_linearly_to_0(policy_folder, tmp_path):
     assert fit(policy_folder, tmp_path, steps=4)[1] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
     assert fit(policy_folder, tmp_path, steps=4, linear_decay=False)[1] == pytest.approx([1e-2] * 4)
+
+
+@pytest.mark.parametrize("lr", [1e-2, 2e-2])
+@pytest.mark.parametrize("written_by", ["this version", "a version that decayed by LinearLR"])
+def test_a_longer_resumed_run_goes_on_in_its_own_decay(policy_folder, tmp_path, written_by, lr):
+    assert fit(policy_folder, tmp_path, steps=4)[1] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    last = tmp_path / "last.ckpt"
+    if written_by != "this version":
+        rewrite_as_linear_lr(last, steps=4)
+    rates = fit(policy_folder, tmp_path, steps=8, lr=lr, ckpt_path=last)[1]
+    assert rates == pytest.approx([lr * (1 - step / 8) for step in range(4, 8)])
+
+
+def rewrite_as_linear_lr(path, steps):
+    """Give a checkpoint the scheduler's state that earlier versions wrote."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save(checkpoint | {"lr_schedulers": [scheduler.state_dict()]}, path)
+
+
+def test_a_run_resumed_at_its_own_length_has_the_rates_of_the_whole_one(policy_folder, tmp_path):
+    class Half(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "half.ckpt")
+
+    whole = fit(policy_folder, tmp_path, steps=7, callbacks=[Half()])[1]
+    assert fit(policy_folder, tmp_path, steps=7, ckpt_path=tmp_path / "half.ckpt")[1] == whole[3:]
 
 
 def test_only_the_language_model_is_trained(policy_folder, tmp_path):

@@ -92,14 +92,3 @@ def response_terms(
     )
     found = [checkpoint(terms, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
     return TokenTerms(*(torch.cat(part).view(tokens.shape) for part in zip(*found, strict=True)))
-
-
-def warmup_then_decay(step: int, *, warmup: int, total: int) -> float:
-    """Factor of the learning rate at 0-based `step`: linear to 1 over `warmup` steps, then linear towards 0.
-
-    >>> [warmup_then_decay(step, warmup=2, total=6) for step in range(7)]
-    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    return max(0.0, (total - step) / max(total - warmup, 1))

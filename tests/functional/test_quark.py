@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_rarlhf.functional.quark import quantile_numbers, response_terms, token_terms, warmup_then_decay
+from lightning_rarlhf.functional.quark import quantile_numbers, response_terms, token_terms
 
 
 def test_ten_scores_make_five_pairs():
@@ -74,11 +74,3 @@ def test_chunks_change_neither_terms_nor_gradients():
         torch.testing.assert_close(one, other)
     whole = token_terms(hidden.detach().flatten(0, 1) @ weight, ref_hidden.flatten(0, 1) @ ref_weight, tokens.flatten())
     torch.testing.assert_close(results[0][1].flatten(), whole.kl)
-
-
-def test_the_learning_rate_rises_then_falls_and_is_never_0_within_the_run():
-    factors = [warmup_then_decay(step, warmup=4, total=12) for step in range(13)]
-    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert factors[4:] == pytest.approx([1 - k / 8 for k in range(9)])
-    assert min(factors[:12]) > 0
-    assert warmup_then_decay(0, warmup=0, total=5) == 1.0
