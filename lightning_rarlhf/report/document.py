@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,18 +110,16 @@ def _matched_markdown(match: Match, result: MatchedKL) -> str:
         row = [number(match.kl[at], 2)]
         for statistic in STATISTICS:
             curves = (*match.curves[statistic], match.difference[statistic])
-            few = statistic == "tail" and result.tail_size < LEAST_TAIL
-            bold = not few and bool(match.supported[at])
-            row += [_at(curve, at, sign=curve is curves[2], few=few, bold=bold) for curve in curves]
+            row += [_at(curve, at, sign=curve is curves[2], bold=bool(match.supported[at])) for curve in curves]
         rows.append(row)
     tail = f"worst {100 * result.alpha:g} %"
     names = [f"{name}: {what}" for name in ("mean", tail) for what in (match.first, match.second, "difference")]
     return markdown_table(["KL (nats)", *names], rows)
 
 
-def _at(curve: Curve, at: int, *, sign: bool, few: bool, bold: bool) -> str:
+def _at(curve: Curve, at: int, *, sign: bool, bold: bool) -> str:
     estimate, low, high = (float(part[at]) for part in curve)
-    if few:
+    if not math.isfinite(high - low):
         return number(estimate, 3, sign=sign)
     text = f"{number(estimate, 3, sign=sign)}<br>[{number(low, 3, sign=sign)} to {number(high, 3, sign=sign)}]"
     return f"**{text}**" if sign and bold and not low <= 0 <= high else text
@@ -140,7 +139,9 @@ def _matched_csv(result: MatchedKL) -> str:
                 (match.second, match.curves[statistic][1], pointwise),
                 (f"{match.second} - {match.first}", match.difference[statistic], simultaneous),
             )
-            for quantity, curve, kind in quantities:
+            few = statistic == "tail" and result.tail_prompts < LEAST_TAIL
+            for quantity, curve, interval in quantities:
+                kind = f"none: fewer than {LEAST_TAIL} prompts in the tail" if few else interval
                 for kl, *values in zip(match.kl.tolist(), *(part.tolist() for part in curve), strict=True):
                     writer.writerow([name, kl, quantity, *values, kind])
     return file.getvalue()

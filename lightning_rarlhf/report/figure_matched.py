@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_rarlhf.figures import INK
+from lightning_rarlhf.functional.statistics import LEAST_TAIL
 from lightning_rarlhf.report.figure_style import Look, legend_below, looks, new_figure, save, tidy
 from lightning_rarlhf.report.matched_kl import STATISTICS, Curve, Match, MatchedKL, square_root
 
@@ -39,7 +40,7 @@ def _compose(result: MatchedKL, style: dict[str, Look]) -> Figure:
         7.6,
         "Reward at equal KL from the reference",
         f"points: runs; lines: interpolated; bands: {100 * result.confidence:g} %, above at each KL, below at all KL "
-        "at once; thin dots: runs too far apart for a claim",
+        f"at once; thin dots: no claim, {_why_no_claim(result)}",
     )
     titles = {"mean": "mean reward", "tail": f"mean of the worst {100 * result.alpha:g} % of responses"}
     for column, statistic in enumerate(STATISTICS, start=1):
@@ -57,6 +58,11 @@ def _compose(result: MatchedKL, style: dict[str, Look]) -> Figure:
     figure.subplots_adjust(left=0.075, right=0.98, top=0.865, bottom=0.125, wspace=0.18, hspace=0.22)
     legend_below(figure, figure.axes[0], columns=5)
     return figure
+
+
+def _why_no_claim(result: MatchedKL) -> str:
+    why = "runs too far apart"
+    return why if result.tail_prompts >= LEAST_TAIL else f"{why} or a tail of fewer than {LEAST_TAIL} prompts"
 
 
 def _draw_rewards(axes: Axes, result: MatchedKL, statistic: str, style: dict[str, Look]) -> None:
@@ -90,10 +96,11 @@ def _draw_differences(axes: Axes, result: MatchedKL, statistic: str, style: dict
         if statistic in match.difference:
             curve, look = match.difference[statistic], style[match.second]
             _fill(axes, match, curve, look)
-            near = np.where(match.supported, curve.estimate, np.nan)
+            claimed = match.supported & _is_bounded(curve)
+            near = np.where(claimed, curve.estimate, np.nan)
             axes.plot(match.kl, near, color=look.colour, linestyle=look.dash, linewidth=1.9)
-            far = np.where(match.supported, np.nan, curve.estimate)
-            axes.plot(match.kl, far, color=look.colour, linestyle=":", linewidth=1, alpha=0.6)
+            unclaimed = np.where(claimed, np.nan, curve.estimate)
+            axes.plot(match.kl, unclaimed, color=look.colour, linestyle=":", linewidth=1, alpha=0.6)
     apart = [match.second for match in result.matches if not len(match.kl)]
     if apart:
         axes.text(
@@ -107,8 +114,12 @@ def _draw_differences(axes: Axes, result: MatchedKL, statistic: str, style: dict
         )
 
 
+def _is_bounded(curve: Curve) -> bool:
+    return bool(np.isfinite(curve.low).all() and np.isfinite(curve.high).all())
+
+
 def _fill(axes: Axes, match: Match, curve: Curve, look: Look) -> None:
-    if np.isfinite(curve.low).all() and np.isfinite(curve.high).all():
+    if _is_bounded(curve):
         axes.fill_between(
             match.kl, curve.low, curve.high, where=match.supported, color=look.colour, alpha=0.18, linewidth=0
         )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.risk import tail_size
-from lightning_rarlhf.functional.statistics import lower_tail_mean
+from lightning_rarlhf.functional.statistics import LEAST_TAIL, lower_tail_mean
 from lightning_rarlhf.report.identity import same_reference
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.seed_noise import has_unseeded_points, seed_groups, with_seed_noise
@@ -112,8 +112,9 @@ class MatchedKL:
     matches: tuple[Match, ...]
     alpha: float
     confidence: float
-    tail_size: int
-    """responses in the tail; fewer than `LEAST_TAIL` are given no interval"""
+    tail_prompts: int
+    """prompts that the tail stands for, however many responses they have; fewer than `LEAST_TAIL` are given no
+    interval: the ends of the tail's curves are infinite then, and nobody is ahead"""
     prompts: int
     """number that the bands rest on; of fewer than `SMALL` they may be too narrow"""
     unseeded: tuple[str, ...] = ()
@@ -138,14 +139,16 @@ def match_kl(sweeps: Sequence[Method], *, alpha: float, resamples: int = 1000, s
         _Samples.of(sweep, parts, seed=seed + 1 + number)
         for number, (sweep, parts) in enumerate(zip(sweeps, _resample(sweeps, alpha, resamples, seed), strict=True))
     ]
-    scores = sweeps[0].runs[0].columns["score"]
+    prompts = len(sweeps[0].runs[0])
+    tail_prompts = tail_size(prompts, alpha)
+    bounded = STATISTICS if tail_prompts >= LEAST_TAIL else ("mean",)
     return MatchedKL(
         points=tuple(each.points for each in samples),
-        matches=tuple(_match(samples[0], other, confidence) for other in samples[1:]),
+        matches=tuple(_match(samples[0], other, confidence, bounded) for other in samples[1:]),
         alpha=alpha,
         confidence=confidence,
-        tail_size=tail_size(scores.size, alpha),
-        prompts=len(scores),
+        tail_prompts=tail_prompts,
+        prompts=prompts,
         unseeded=tuple(sweep.label for sweep in sweeps if has_unseeded_points(sweep)),
     )
 
@@ -165,16 +168,16 @@ def _require_sweeps(sweeps: Sequence[Method], alpha: float) -> None:
 
 
 def require_tail_share(run: Run, alpha: float) -> None:
-    """Refuse a tail that no response represents.
+    """Refuse a tail that no prompt represents; a prompt's responses count as one.
 
     Raises:
         UserError: αn < 1.
     """
-    n = run.columns["score"].size
+    n = len(run)
     if alpha * n < 1 - 1e-12:
         raise UserError(
-            f"--alpha: got {alpha:g} of {n} responses in {run.folder}, less than one; expected at least "
-            f"{math.ceil(1 / alpha)} responses or a larger alpha"
+            f"--alpha: got {alpha:g} of {n} prompts in {run.folder}, less than one; expected at least "
+            f"{math.ceil(round(1 / alpha, 9))} prompts or a larger alpha"
         )
 
 
@@ -286,7 +289,8 @@ def _pools(kl: Array) -> list[list[int]]:
     return pools
 
 
-def _match(first: _Samples, second: _Samples, confidence: float) -> Match:
+def _match(first: _Samples, second: _Samples, confidence: float, bounded: Sequence[str] = STATISTICS) -> Match:
+    """Compare two methods; statistics that are not among `bounded` get estimates without intervals."""
     low, high = max(first.range[0], second.range[0]), min(first.range[1], second.range[1])
     grid = np.linspace(low, high, _GRID) if high > low else np.empty(0)
     curves, difference = {}, {}
@@ -298,6 +302,9 @@ def _match(first: _Samples, second: _Samples, confidence: float) -> Match:
             _envelope([_pointwise(pair[1], confidence) for pair in lines]),
         )
         difference[statistic] = _envelope([_simultaneous(pair[1] - pair[0], confidence) for pair in lines])
+        if statistic not in bounded:
+            curves[statistic] = (_unbounded(curves[statistic][0]), _unbounded(curves[statistic][1]))
+            difference[statistic] = _unbounded(difference[statistic])
     return Match(
         first=first.points.label,
         second=second.points.label,
@@ -317,6 +324,12 @@ def _envelope(curves: Sequence[Curve]) -> Curve:
         np.min([curve.low for curve in curves], axis=0),
         np.max([curve.high for curve in curves], axis=0),
     )
+
+
+def _unbounded(curve: Curve) -> Curve:
+    """The estimate without its interval."""
+    nothing = np.full_like(curve.estimate, np.inf)
+    return Curve(curve.estimate, -nothing, nothing)
 
 
 def _pointwise(samples: Array, confidence: float) -> Curve:

@@ -41,10 +41,11 @@ def _statements_of(match: Match, result: MatchedKL) -> Iterator[str]:
     )
     names = {"mean": "Mean reward", "tail": f"Mean of the worst {100 * result.alpha:g} %"}
     for statistic in STATISTICS:
-        if statistic == "tail" and result.tail_size < LEAST_TAIL:
+        if statistic == "tail" and result.tail_prompts < LEAST_TAIL:
             yield (
-                f"{names[statistic]}: its tail holds {result.tail_size} responses, fewer than {LEAST_TAIL}: "
-                "too few for an interval, nothing is claimed."
+                f"{names[statistic]}: its tail stands for {result.tail_prompts} "
+                f"prompt{'s' if result.tail_prompts > 1 else ''}, fewer than {LEAST_TAIL}: too few for an interval, "
+                "nothing is claimed."
             )
         else:
             yield f"{names[statistic]}: {_ahead(match, statistic)}."

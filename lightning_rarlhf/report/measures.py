@@ -90,7 +90,7 @@ def _measure(run: Run, metric: str, prompt_score: Array) -> Measure | None:
         return None
     chosen = values[rows]
     known = np.isfinite(chosen)
-    if known.any(axis=1).sum() < 2 or (alpha is not None and not (known.all() and alpha * chosen.size >= 1)):
+    if known.any(axis=1).sum() < 2 or (alpha is not None and not (known.all() and alpha * len(chosen) >= 1 - 1e-12)):
         return None
     return Measure(values=chosen, alpha=alpha)
 

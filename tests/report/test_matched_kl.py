@@ -145,8 +145,31 @@ def test_a_tail_of_few_prompts_makes_no_claim(tmp_path: Path) -> None:
     sweeps = [exact(tmp_path, "a", [0.0] * 3, [0.0, 1.0, 4.0]), exact(tmp_path, "b", [1.0] * 3, [0.0, 1.0, 4.0])]
     said = statements(match_kl(sweeps, alpha=0.05, resamples=60))
     assert "b is ahead" in said[1]
-    assert "holds 6 responses" in said[2]
+    assert "stands for 6 prompts" in said[2]
     assert said[-1].startswith("† fewer than 200 prompts")  # 120 prompts
+
+
+def test_completions_are_not_taken_for_prompts_of_a_tail(tmp_path: Path) -> None:
+    """25 completions of 40 prompts: the worst tenth is 100 responses, of what could be 4 prompts."""
+
+    def sweep_of_many(label: str, gain: float) -> Method:
+        noise = np.random.default_rng(len(label)).normal(size=(40, 25)) * 0.1
+        runs = [read_run(write_run(tmp_path / f"{label}{kl}", noise + gain * kl, kl=kl)) for kl in (0.0, 1.0, 4.0)]
+        return Method(label=label, runs=tuple(runs))
+
+    result = match_kl([sweep_of_many("a", 0.0), sweep_of_many("RA", 1.0)], alpha=0.1, resamples=60)
+    said = statements(result)
+    assert "Mean reward: RA is ahead" in said[1]
+    assert said[2] == (
+        "Mean of the worst 10 %: its tail stands for 4 prompts, fewer than 10: too few for an interval, "
+        "nothing is claimed."
+    )
+    match = result.matches[0]
+    assert not any(each.ahead for each in match.stretches("tail"))
+    for curve in (*match.curves["tail"], match.difference["tail"]):
+        assert np.isfinite(curve.estimate).all()
+        assert np.isneginf(curve.low).all()
+        assert np.isposinf(curve.high).all()
 
 
 def test_many_prompts_carry_no_dagger(tmp_path: Path) -> None:
@@ -182,9 +205,9 @@ def test_what_cannot_be_matched_is_refused(tmp_path: Path, make, complaint: str)
     assert "\n" not in str(caught.value)
 
 
-def test_a_tail_that_no_response_represents_is_refused(tmp_path: Path) -> None:
+def test_a_tail_that_no_prompt_represents_is_refused(tmp_path: Path) -> None:
     sweeps = [exact(tmp_path, label, [0.0, 1.0], [0.0, 1.0]) for label in ("a", "b")]
-    with pytest.raises(UserError, match="--alpha: got 0.001 of 120 responses .*at least 1000 responses"):
+    with pytest.raises(UserError, match="--alpha: got 0.001 of 120 prompts .*at least 1000 prompts"):
         match_kl(sweeps, alpha=0.001, resamples=60)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,16 @@ def test_a_metric_that_is_no_number_of_the_prompts_is_not_measured(tmp_path: Pat
     stored = dict(run.metrics) | {"perplexity": run.metrics["score_mean"]}
     other = Run(**{**vars(run), "metrics": stored})
     assert measure(other, "perplexity", run.columns["prompt_score"][:, 0]) is None
+
+
+def test_a_stored_tail_of_less_than_one_prompt_is_not_compared(tmp_path: Path) -> None:
+    scores = np.stack([scores_of(seed, n=6) for seed in range(4)], axis=1)
+    run = read_run(write_run(tmp_path, scores, prompt_scores=difficulty(6)))
+    stored = replace(
+        run.metrics["score_mean"], estimate=float(np.sort(scores.astype(np.float32), axis=None)[:3].mean())
+    )
+    other = Run(**{**vars(run), "metrics": {**run.metrics, "cvar_10": stored}})
+    assert measure(other, "cvar_10", run.columns["prompt_score"][:, 0]) is None
 
 
 def test_a_stored_number_that_the_prompts_contradict_is_not_compared(tmp_path: Path) -> None:

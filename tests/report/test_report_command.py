@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -94,6 +95,38 @@ def test_the_same_folder_in_two_spellings_is_one(runs: Path) -> None:
     assert (runs / "out" / "report.md").read_text().startswith("# synthetic: SFT\n")
 
 
+def test_a_tail_of_less_than_one_prompt_is_refused_whatever_the_completions(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("few", "few too")):
+        scores = np.random.default_rng(number).normal(size=(6, 25))
+        write_run(runs / name, scores, kl=number, prompt_scores=difficulty(6))
+    assert main(["few", "few too", "--output", "out", *FEW]) == 2
+    shown = capsys.readouterr()
+    expected = "error: --alpha: got 0.1 of 6 prompts in few, less than one; expected at least 10 prompts"
+    assert shown.err.startswith(expected)
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+    assert not (runs / "out").exists()
+    assert main(["few", "few too", "--alpha", "0.5", "--output", "out", *FEW]) == 0
+    assert (runs / "out" / "report.md").is_file()
+
+
+def test_a_tail_of_few_prompts_is_written_without_its_band(runs: Path) -> None:
+    for number, kl in enumerate((2.0, 5.0)):
+        write_run(runs / f"ra{number}", scores_of(10 + number, gain=3 * kl**0.5), kl=kl)
+    sweeps = ["--sweep", "RLHF=sft,rlhf/seed_1,rarlhf", "--sweep", "RA=sft,ra0,ra1"]
+    assert main([*sweeps, "--output", "out", "--alpha", "0.05", "--no-figures", *FEW]) == 0
+    with (runs / "out" / "matched_kl.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ends = {row["statistic"]: (row["low"], row["high"], row["interval"]) for row in rows}
+    assert ends["mean of the worst 5 %"] == ("-inf", "inf", "none: fewer than 10 prompts in the tail")
+    assert "-inf" not in ends["mean"]
+    table = (runs / "out" / "report.md").read_text().split("## At equal KL")[1].split("## Runs")[0]
+    assert "[" in table
+    assert all("[" not in cell for row in table.splitlines() if row.count("|") == 8 for cell in row.split("|")[5:])
+
+
 def spoil(runs: Path, how: str) -> None:
     match how:
         case "imdb":
@@ -123,7 +156,7 @@ def spoil(runs: Path, how: str) -> None:
         ("", ["sft", "--name", "SFT"], "--name: got 'SFT', expected LABEL=RUN"),
         ("", ["--name", "X=sft,rarlhf", "--sweep", "=sft"], "--sweep: got '=sft'"),
         ("", ["sft", "--alpha", "0"], "--alpha: got 0, expected more than 0"),
-        ("", ["sft", "--alpha", "0.001"], "--alpha: got 0.001 of 120 responses"),
+        ("", ["sft", "--alpha", "0.001"], "--alpha: got 0.001 of 120 prompts"),
         ("", ["sft", "--alpha", "x"], "argument --alpha: invalid float value"),
         ("", ["sft", "--resamples", "5"], "--resamples: got 5, expected at least 40"),
         ("", ["sft", "--nonsense"], "unrecognized arguments: --nonsense"),

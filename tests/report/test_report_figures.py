@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_rarlhf.report import figure_distribution, figure_quantile, figure_score_quantile
+from lightning_rarlhf.report import figure_distribution, figure_matched, figure_quantile, figure_score_quantile
 from lightning_rarlhf.report.figure_distribution import draw_distribution_shift
 from lightning_rarlhf.report.figure_frontier import draw_frontier, has_kl
 from lightning_rarlhf.report.figure_matched import draw_matched_kl
@@ -73,6 +73,20 @@ def test_both_classes_of_a_row_have_room_for_their_highest_bar(
         heights = [patch.get_data().values.max() for patch in axes.patches]
         assert 0 < max(heights) < axes.get_ylim()[1]
         assert axes.get_ylim()[0] == 0
+
+
+def test_a_tail_of_few_prompts_is_drawn_without_its_band(
+    tmp_path: Path, methods: list[Method], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(figure_matched, "save", lambda draw, stem: figures.append(draw()))
+    sweeps = [Method(label=each.label, runs=(*methods[0].runs, *each.runs)) for each in methods[1:]]
+    for alpha in (0.1, 0.05):  # 12 and 6 of 120 prompts
+        draw_matched_kl(match_kl(sweeps, alpha=alpha, resamples=60), tmp_path)
+    bands = [[len(axes.collections) for axes in figure.axes] for figure in figures]
+    assert bands == [[2, 1, 2, 1], [2, 1, 0, 0]]
+    words = [" ".join(text.get_text() for text in figure.texts) for figure in figures]
+    assert ["a tail of fewer than 10 prompts" in each for each in words] == [False, True]
 
 
 def test_equal_input_gives_equal_files(tmp_path: Path, methods: list[Method]) -> None:
