@@ -49,7 +49,7 @@ class RectModule(LanguageModule):
 
         Args:
             reward: scores finished texts.
-            bad_below: a text that scores less ended badly, in the reward's unit (0 = even odds of a logit that stands alone).
+            bad_below: a text that scores less ended badly, in the reward's unit (a lone logit's even odds: 0).
             policy: the language model that is to be rectified; it is not trained.
             reference: not used in fitting.
             sampling: the distribution that responses are drawn from.
