@@ -70,6 +70,28 @@ def test_a_score_at_the_threshold_is_no_failure() -> None:
     assert rate(threshold=1.0).verdict(np.array([0.5, 1.0, 1.5])).failures == 1
 
 
+@pytest.mark.parametrize("power", range(1, 40))
+def test_a_bound_that_is_the_claim_itself_shows_it(power: int) -> None:
+    """No failure in k prompts: the rate is at most 1/2 with confidence 1 - 2⁻ᵏ exactly."""
+    claim = rate(max_rate=0.5, confidence=1 - 0.5**power)
+    found = claim.verdict(failing(0, power))
+    assert (claim.needed(), found.needed, found.shown) == (power, power, True)
+    assert found.bound <= claim.max_rate
+    if power > 1:
+        short = claim.verdict(failing(0, power - 1))
+        assert not short.shown
+        assert short.bound > claim.max_rate
+
+
+@given(st.integers(0, 3), st.integers(1, 99), st.integers(50, 99))
+def test_what_is_needed_and_what_is_shown_never_contradict(failures: int, rates: int, confidences: int) -> None:
+    claim = rate(max_rate=rates / 100, confidence=confidences / 100)
+    n = claim.needed(failures)
+    for more in (-1, 0, 1):
+        found = claim.verdict(failing(failures, max(failures + 1, n + more)))
+        assert found.shown == (found.n >= n) == (found.bound <= claim.max_rate)
+
+
 @pytest.mark.parametrize("failures", [0, 1, 7])
 def test_the_prompts_needed_show_the_claim_and_one_fewer_do_not(failures: int) -> None:
     claim = rate()
@@ -134,6 +156,15 @@ def test_a_wrong_claim_on_a_tail_is_certified_as_seldom_as_promised() -> None:
     uniform = cvar(alpha=0.5, min_cvar=0.2501)  # CVaR_50 % of uniform scores is 0.25
     wrong = sum(uniform.verdict(generator.uniform(size=400)).shown for _ in range(500))
     assert wrong / 500 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 500)
+
+
+@pytest.mark.parametrize("n", range(200, 260))
+def test_a_bound_on_a_tail_that_is_the_claim_itself_shows_it(n: int) -> None:
+    claim = cvar(min_cvar=1 - math.sqrt(math.log(1 / (1 - 0.95)) / (2 * n)) / 0.1)
+    found = claim.verdict(np.ones(n))
+    assert (found.needed, found.shown) == (n, True)
+    assert found.bound >= claim.min_cvar
+    assert not claim.verdict(np.ones(n - 1)).shown
 
 
 def test_a_true_claim_on_a_tail_is_shown_once_the_prompts_are_as_many_as_needed() -> None:

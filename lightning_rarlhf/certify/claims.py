@@ -6,6 +6,7 @@ A trial is one prompt with one completion, drawn as the prompts that the claim i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
@@ -15,6 +16,8 @@ from lightning_rarlhf.functional.bounds import (
     clopper_pearson,
     prompts_needed_for_cvar,
     prompts_needed_for_rate,
+    shows_cvar,
+    shows_rate,
 )
 
 if TYPE_CHECKING:
@@ -84,14 +87,16 @@ class RateClaim:
         failures, n = int((scores < self.threshold).sum()), len(scores)
         upper = clopper_pearson(failures, n, self.confidence, "upper")
         needed = self.needed(failures) if upper.estimate < self.max_rate else None
-        shown = upper.high <= self.max_rate
-        seen = f"{failures:,} of {n:,} prompts failed, so that the rate is at most {_percent(upper.high)}"
+        shown = shows_rate(failures, n, self.max_rate, 1 - self.confidence)
+        # the bound is a root that was searched for: in its last digits it may be on the other side of the claim
+        bound = min(upper.high, self.max_rate) if shown else max(upper.high, math.nextafter(self.max_rate, 1))
+        seen = f"{failures:,} of {n:,} prompts failed, so that the rate is at most {_percent(bound)}"
         return Verdict(
             shown=shown,
             n=n,
             failures=failures,
             estimate=upper.estimate,
-            bound=upper.high,
+            bound=bound,
             method=upper.method,
             needed=needed,
             sentence=f"{_opening(shown)}: {self}; {seen}{'' if shown else f'; {self._missing(failures, needed)}'}.",
@@ -170,15 +175,16 @@ class CVaRClaim:
                 f"{self.plan_sentence()}"
             )
         lower = anderson_cvar_bound(scores, self.alpha, minimum=self.low, confidence=self.confidence)
-        shown = lower.low >= self.min_cvar
+        shown = shows_cvar(lower.low, self.min_cvar)
+        bound = max(lower.low, self.min_cvar) if shown else lower.low  # equal up to rounding error counts as equal
         needed = self.needed(scores)
-        seen = f"{len(scores):,} prompts have {lower.estimate:.4g}, so that it is at least {lower.low:.4g}"
+        seen = f"{len(scores):,} prompts have {lower.estimate:.4g}, so that it is at least {bound:.4g}"
         return Verdict(
             shown=shown,
             n=len(scores),
             failures=None,
             estimate=lower.estimate,
-            bound=lower.low,
+            bound=bound,
             method=lower.method,
             needed=needed,
             sentence=f"{_opening(shown)}: {self}; {seen}{'' if shown else f'; {self._missing(needed)}'}.",

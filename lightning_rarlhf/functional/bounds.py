@@ -29,6 +29,9 @@ _ALTERNATIVES: dict[Side, Literal["two-sided", "greater", "less"]] = {
     "upper": "less",
 }
 
+_ROUNDING = 1e-12
+"""by which a bound may miss a claim that it would equal in exact arithmetic"""
+
 
 class Band(NamedTuple):
     """A simultaneous confidence band for a cumulative distribution function F."""
@@ -159,14 +162,34 @@ def prompts_needed_for_rate(p: float, delta: float, *, failures: int = 0) -> int
     >>> prompts_needed_for_rate(0.01, 0.05)
     299
     """
+    return _fewest(lambda n: shows_rate(failures, n, p, delta), least=failures + 1)
+
+
+def shows_rate(failures: int, n: int, p: float, delta: float) -> bool:
+    """Whether so many failures of `n` prompts support "the rate is at most p, with confidence 1 - delta".
+
+    P(Binomial(n, p) ≤ failures) ≤ delta: the test that `clopper_pearson` inverts. Where both sides are equal, rounding
+    error is not held against the claim (relative 1e-12).
+
+    Args:
+        failures: 0 to n.
+        n: prompts, at least 1.
+        p: claimed rate, in (0, 1).
+        delta: chance of a wrong claim, in (0, 1).
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    >>> shows_rate(0, 299, 0.01, 0.05), shows_rate(0, 298, 0.01, 0.05)
+    (True, False)
+    """
     from scipy import stats
 
     require_open_unit("p", p)
     require_open_unit("delta", delta)
     if failures < 0:
         raise ValueError(f"failures: got {failures}, expected at least 0")
-    allowed = delta * (1 + 1e-12)  # so that rounding error costs no prompt where the two are equal
-    return _fewest(lambda n: bool(stats.binom.cdf(failures, n, p) <= allowed), least=failures + 1)
+    return bool(stats.binom.cdf(failures, n, p) <= delta * (1 + _ROUNDING))
 
 
 def anderson_cvar_bound(values: ArrayLike, alpha: float, *, minimum: float, confidence: float = 0.95) -> Interval:
@@ -230,11 +253,18 @@ def prompts_needed_for_cvar(
     _require_bounded(ordered, minimum, confidence)
     if not _worst_cvar(ordered, alpha, minimum, 0.0) > claim:
         return None
-    slack = 1e-12 * max(1.0, abs(claim))  # so that rounding error costs no prompt where the two are equal
     return _fewest(
-        lambda n: _worst_cvar(ordered, alpha, minimum, _reach(n, confidence)) >= claim - slack,
+        lambda n: shows_cvar(_worst_cvar(ordered, alpha, minimum, _reach(n, confidence)), claim),
         least=math.ceil(round(1 / alpha, 9)),
     )
+
+
+def shows_cvar(bound: float, claim: float) -> bool:
+    """Whether a lower bound of the CVaR supports "CVaR is at least `claim`".
+
+    Where both are equal, rounding error is not held against the claim (1e-12 of it, or of 1 if that is more).
+    """
+    return bound >= claim - _ROUNDING * max(1.0, abs(claim))
 
 
 def _worst_cvar(ordered: Array, alpha: float, minimum: float, reach: float) -> float:

@@ -58,6 +58,11 @@ class Interval:
     method: str
     """how the ends were found"""
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether both ends are known."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
     def excludes(self, value: float = 0.0) -> bool:
         """Whether `value` is outside: only an interval that excludes 0 makes a difference a difference."""
         return value < self.low or value > self.high  # an end that is NaN excludes nothing
@@ -176,7 +181,8 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95, resamples: int
 
 def is_small(interval: Interval) -> bool:
     """Whether it is a bootstrap of so few prompts that it may cover less than it says."""
-    return interval.n < SMALL and "bootstrap" in interval.method and interval.low < interval.high
+    bootstrap = "bootstrap" in interval.method and interval.is_bounded and interval.low < interval.high
+    return bootstrap and interval.n < SMALL
 
 
 def unbounded(estimate: float, n: int, confidence: float, why: str) -> Interval:

@@ -67,11 +67,11 @@ def explanation(comparison: Comparison) -> list[str]:
     baseline, run = comparison.methods[0], comparison.methods[0].runs[0]
     lines = [f"{len(run):,} prompts; in brackets and below estimates: {100 * run.confidence:g} % intervals."]
     if len(comparison.methods) > 1:
-        tested = sum(cell.difference is not None for row in comparison.cells.values() for cell in row.values())
-        by_chance = tested * (1 - run.confidence)
+        cells = [cell for row in comparison.cells.values() for cell in row.values()]
+        tested = sum(cell.difference is not None and cell.difference.is_bounded for cell in cells)
         lines.append(
             f"Δ: difference to {baseline.label} on the same prompts; * its interval excludes 0. "
-            f"Of {tested} differences about {by_chance:.1f} would exclude 0 by chance alone if there were none."
+            f"{_by_chance(tested, 1 - run.confidence)}"
         )
     if any(len(method.runs) > 1 for method in comparison.methods):
         lines.append("± standard deviation across training seeds.")
@@ -82,6 +82,15 @@ def explanation(comparison: Comparison) -> list[str]:
         names = ", ".join(metric_name(metric).title for metric in comparison.unpaired)
         lines.append(f"Not compared prompt by prompt, hence without Δ: {names}.")
     return lines
+
+
+def _by_chance(tested: int, error: float) -> str:
+    if not tested:
+        return "No difference has an interval: the prompts are too few."
+    return (
+        f"Of {tested} differences with an interval about {tested * error:.1f} would exclude 0 by chance alone if there "
+        "were none."
+    )
 
 
 def _intervals(comparison: Comparison) -> Iterator[Interval]:

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.functional.statistics import LEAST_TAIL, Interval, MeanSD, mean_sd
+from lightning_rarlhf.functional.statistics import LEAST_TAIL, Interval, MeanSD, mean_sd, unbounded
 from lightning_rarlhf.report.measures import Measure, Resampling, measure, paired_difference, seed_average
 from lightning_rarlhf.report.methods import Method
 
@@ -121,16 +121,20 @@ def _over_seeds(estimates: Sequence[float], measures: Sequence[Measure], setting
         )
         return replace(_with_seeds(within, [across]), method="t over seeds")
     interval = _with_seeds(seed_average(measures, **settings), [across])
-    return interval if measures[0].prompts >= LEAST_TAIL else replace(interval, low=-math.inf, high=math.inf)
+    return interval if measures[0].prompts >= LEAST_TAIL else _without_ends(interval)
 
 
 def _difference(after: Sequence[Measure], before: Sequence[Measure], settings: Resampling) -> Interval:
     """After − before; of fewer than `LEAST_TAIL` prompts is given no interval, hence no claim."""
     interval = paired_difference(after, before, **settings)
     if after[0].prompts < LEAST_TAIL:
-        return replace(interval, low=-math.inf, high=math.inf)
+        return _without_ends(interval)
     across = [mean_sd([each.estimate for each in side]) for side in (after, before) if len(side) > 1]
     return _with_seeds(interval, across)
+
+
+def _without_ends(interval: Interval) -> Interval:
+    return unbounded(interval.estimate, interval.n, interval.confidence, f"fewer than {LEAST_TAIL} prompts")
 
 
 def _with_seeds(interval: Interval, across: Sequence[MeanSD]) -> Interval:
@@ -142,7 +146,7 @@ def _with_seeds(interval: Interval, across: Sequence[MeanSD]) -> Interval:
     """
     from scipy import stats
 
-    if not across:
+    if not across or not interval.is_bounded:
         return interval
     normal = float(stats.norm.ppf((1 + interval.confidence) / 2))
     prompts = ((interval.high - interval.low) / (2 * normal)) ** 2

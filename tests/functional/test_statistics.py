@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics as standard
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -285,6 +286,7 @@ def test_an_interval_of_few_prompts_says_so() -> None:
     assert is_small(mean_interval(normal(199)))
     assert not is_small(mean_interval(normal(200)))
     assert not is_small(mean_interval(np.ones(5)))
+    assert not is_small(replace(mean_interval(normal(9)), low=-math.inf, high=math.inf))  # there is none
 
 
 def test_the_studentised_interval_of_a_mean_agrees_with_a_loop() -> None:

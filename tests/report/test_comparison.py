@@ -104,6 +104,8 @@ def test_a_tail_of_few_prompts_makes_no_claim(tmp_path: Path) -> None:
     row = comparison(tmp_path, a=[scores_of(1)], b=[scores_of(2, gain=50.0)]).cells
     assert row["cvar_1"]["b"].difference is not None
     assert not row["cvar_1"]["b"].difference.excludes(0.0)
+    assert row["score_tail_lowest_1"]["b"].difference is not None
+    assert row["score_tail_lowest_1"]["b"].difference.method == "none: fewer than 10 prompts"
     assert row["cvar_20"]["b"].difference is not None
     assert row["cvar_20"]["b"].difference.excludes(0.0)
 

@@ -142,10 +142,25 @@ def test_latex_is_balanced_and_escaped(side_by_side: Comparison) -> None:
 
 def test_the_explanation_counts_what_chance_alone_would_do(side_by_side: Comparison) -> None:
     lines = "\n".join(explanation(side_by_side))
-    tested = sum(cell.difference is not None for row in side_by_side.cells.values() for cell in row.values())
+    differences = [cell.difference for row in side_by_side.cells.values() for cell in row.values() if cell.difference]
+    tested = sum(math.isfinite(each.high) for each in differences)
+    assert 0 < tested < len(differences)  # of tails of few prompts there is no interval
     assert "120 prompts" in lines
-    assert f"Of {tested} differences about {0.05 * tested:.1f} would exclude 0" in lines
+    assert f"Of {tested} differences with an interval about {0.05 * tested:.1f} would exclude 0" in lines
     assert "± standard deviation across training seeds" in lines
+
+
+def test_differences_without_an_interval_are_neither_counted_nor_marked(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / str(k), scores_of(k, n=6), prompt_scores=scores_of(9, n=6))) for k in (1, 2)]
+    comparison = compare(group(runs, ["a", "b"]), resamples=100)
+    lines = explanation(comparison)
+    assert lines[1].endswith("excludes 0. No difference has an interval: the prompts are too few.")
+    assert "differences" not in lines[1]
+    cells = [cell for row in as_markdown(comparison).splitlines() for cell in re.split(r"\||<br>", row)]
+    assert sum(TOO_FEW in cell for cell in cells) > 9
+    assert not any(TOO_FEW in cell and "†" in cell for cell in cells)
+    rows = list(csv.DictReader(io.StringIO(as_csv(comparison))))
+    assert {row["few_prompts"] for row in rows if row["low"] == "-inf"} == {""}
 
 
 def test_the_terminal_shows_methods_and_stars_clear_differences(
