@@ -173,16 +173,23 @@ class KLConfig:
     """The KL penalty's coefficient β and its controller (paper, Eqs. 4 and 12)."""
 
     init_kl_coef: NonNegativeFloat = 0.2
-    """β at iteration 0"""
+    """β at iteration 0; 0, no penalty, only with adaptive: false"""
     adaptive: bool = True
     """move β so that the observed KL approaches the target; false = β stays"""
     target: PositiveFloat = 6.0
     """KL per episode, in nats"""
     horizon: PositiveInt = 10_000
-    """episodes over which β can move by a factor of e^0.2: K_β = batch / horizon"""
+    """episodes over which β can move by a factor of e^0.2: K_β = batch / horizon, which must be less than 5"""
     observe: ControllerKL = "kept_mean"
     """KL that the controller sees: mean over the kept episodes (paper), mean over all, or sum over the kept divided
     by B (authors' code)"""
+
+    def __post_init__(self) -> None:
+        if self.adaptive and self.init_kl_coef == 0:
+            raise UserError(
+                "kl.init_kl_coef=0 would stay 0, as kl.adaptive only multiplies it: set adaptive: false, or "
+                "init_kl_coef above 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

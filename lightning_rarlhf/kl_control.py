@@ -9,9 +9,12 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_rarlhf.config import ControllerKL, KLConfig
+from lightning_rarlhf.errors import UserError
 
 _MAX_ERROR = 0.2
 """an observation further from its target than this share counts as this far (Eq. 4)"""
+_LARGEST_K = 5
+"""1 / _MAX_ERROR: with K this large an observation below the target makes β 0, with a larger one negative"""
 
 
 class KLController(Protocol):
@@ -43,7 +46,9 @@ class FixedKLController:
     """
 
     def __init__(self, init: float) -> None:
-        self._value = _require_coefficient(init)
+        if not 0 <= init < math.inf:
+            raise UserError(f"KL coefficient: got {init}, expected a finite number of at least 0")
+        self._value = float(init)
 
     @property
     def value(self) -> float:
@@ -65,9 +70,9 @@ class AdaptiveKLController:
     """β ← β (1 + K e) with e = clip(KL/target - 1, ±0.2) and K = episodes/horizon (Eqs. 4 and 12).
 
     Args:
-        init: β ≥ 0 at the start.
+        init: β > 0 at the start.
         target: wanted KL per episode, in nats, > 0.
-        horizon: episodes over which β can grow by about e^0.2, ≥ 1.
+        horizon: episodes over which β can grow by about e^0.2, more than a fifth of an iteration's.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -78,7 +83,7 @@ class AdaptiveKLController:
             raise ValueError(f"target: got {target}, expected more than 0 nats")
         if horizon < 1:
             raise ValueError(f"horizon: got {horizon}, expected at least 1 episode")
-        self._value = _require_coefficient(init)
+        self._value = _require_positive(init)
         self._target = float(target)
         self._horizon = horizon
 
@@ -96,7 +101,9 @@ class AdaptiveKLController:
 
         Raises:
             ValueError: if `kl` is NaN, which clipping would quietly turn into a step.
+            UserError: the horizon is too small for so many episodes, whatever `kl` is this time.
         """
+        _require_horizon(self._horizon, n_episodes)
         if math.isnan(kl):
             raise ValueError("kl: got NaN, expected a number; the log-probabilities of this iteration are broken")
         error = min(max(kl / self._target - 1, -_MAX_ERROR), _MAX_ERROR)
@@ -107,8 +114,12 @@ class AdaptiveKLController:
         return {"value": self._value}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continue from the β of `state`."""
-        self._value = _require_coefficient(state["value"])
+        """Continue from the β of `state`.
+
+        Raises:
+            UserError: it is 0 or below, as that of a fixed controller can be.
+        """
+        self._value = _require_positive(state["value"])
 
 
 def build_kl_controller(config: KLConfig) -> KLController:
@@ -116,6 +127,20 @@ def build_kl_controller(config: KLConfig) -> KLController:
     if config.adaptive:
         return AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
     return FixedKLController(config.init_kl_coef)
+
+
+def require_horizon(config: KLConfig, n_episodes: int) -> None:
+    """Refuse a horizon with which β would become negative, and the penalty a reward for drift.
+
+    Args:
+        config: of the controller.
+        n_episodes: episodes of an iteration, B.
+
+    Raises:
+        UserError: the factor 1 + K e of Eq. 4 can be 0 or below, as B / horizon is 5 or more.
+    """
+    if config.adaptive:
+        _require_horizon(config.horizon, n_episodes)
 
 
 def observed_kl(kl_per_episode: Tensor, kept: Tensor, mode: ControllerKL) -> float:
@@ -140,7 +165,19 @@ def observed_kl(kl_per_episode: Tensor, kept: Tensor, mode: ControllerKL) -> flo
     raise ValueError(f"mode: got {mode!r}, expected 'kept_mean', 'all_mean' or 'kept_sum_over_batch'")
 
 
-def _require_coefficient(value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"KL coefficient: got {value}, expected a finite number of at least 0")
+def _require_horizon(horizon: int, n_episodes: int) -> None:
+    if n_episodes < _LARGEST_K * horizon:
+        return
+    raise UserError(
+        f"kl.horizon={horizon} is too small for batches of {n_episodes} episodes: a KL below the target would take the "
+        f"KL coefficient to 0 or below (factor 1 − {_MAX_ERROR}·{n_episodes}/{horizon}); set kl.horizon to "
+        f"{n_episodes // _LARGEST_K + 1} or more, better to many batches (paper: 10,000)"
+    )
+
+
+def _require_positive(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise UserError(
+            f"adaptive KL coefficient: got {value}, expected a finite number above 0, as it is only ever multiplied"
+        )
     return float(value)

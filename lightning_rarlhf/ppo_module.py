@@ -19,7 +19,7 @@ from lightning_rarlhf.distributed import gather_rollout
 from lightning_rarlhf.functional.masked import masked_mean
 from lightning_rarlhf.guarded_module import guarded
 from lightning_rarlhf.guards import require_finite
-from lightning_rarlhf.kl_control import build_kl_controller, observed_kl
+from lightning_rarlhf.kl_control import build_kl_controller, observed_kl, require_horizon
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.ppo_update import run_ppo_epochs
 from lightning_rarlhf.ppo_updater import PPOUpdater
@@ -78,6 +78,13 @@ class RiskAversePPOModule(LanguageModule):
         self.kl = kl
         self.kl_controller = build_kl_controller(kl)
         self.risk_level = 1.0
+
+    def on_train_start(self) -> None:
+        """Refuse also a KL controller that cannot work with batches of this size, where the data tell it."""
+        super().on_train_start()
+        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if isinstance(batch_size, int):
+            require_horizon(self.kl, batch_size)
 
     @guarded
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:

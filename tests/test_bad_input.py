@@ -163,6 +163,11 @@ CASES = {
         r"model\.ppo\.rank_by: .*'return', 'lambda_return', 'score'.*luck",
     ),
     "wrong number": (["--model.ppo.gamma", "2"], r"model\.ppo\.gamma: .*2 does not conform"),
+    "KL coefficient 0 that adapts": (["--model.kl.init_kl_coef", "0"], r"init_kl_coef=0 would stay 0"),
+    "horizon below a batch": (
+        ["--model.kl.horizon", "1"],
+        r"kl\.horizon=1 is too small for batches of 8 episodes.*horizon to 2 or more",
+    ),
     "min above max": (["--model.sampling.min_new_tokens", "99"], r"min_new_tokens=99 is more than max_new_tokens=32"),
     "no such config": (["--config", "{world}/none.yaml"], r"none.yaml"),
     "no such checkpoint": (["--ckpt_path", "{world}/none.ckpt"], r"ckpt_path .*none\.ckpt: no such checkpoint there"),

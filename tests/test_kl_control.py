@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from lightning_rarlhf.config import KLConfig
+from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.kl_control import (
     AdaptiveKLController,
     FixedKLController,
     KLController,
     build_kl_controller,
     observed_kl,
+    require_horizon,
 )
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "golden.json").read_text())
@@ -91,9 +93,41 @@ def test_fixed_coefficient_stays_and_is_the_configured_one_after_a_resume() -> N
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_bad_coefficients_are_refused(value: float) -> None:
-    for make in (FixedKLController, lambda v: adaptive(init=v), lambda v: adaptive().load_state_dict({"value": v})):
-        with pytest.raises(ValueError, match=f"KL coefficient: got {value}, expected a finite number of at least 0"):
+    with pytest.raises(UserError, match=f"KL coefficient: got {value}, expected a finite number of at least 0"):
+        FixedKLController(value)
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, 0.0])
+def test_bad_coefficients_and_0_which_would_never_move_are_refused_where_it_adapts(value: float) -> None:
+    for make in (lambda v: adaptive(init=v), lambda v: adaptive().load_state_dict({"value": v})):
+        with pytest.raises(UserError, match=f"adaptive KL coefficient: got {value}, expected a finite number above 0"):
             make(value)
+
+
+def test_a_coefficient_of_0_is_refused_where_it_adapts_and_allowed_where_it_stays() -> None:
+    with pytest.raises(UserError, match="init_kl_coef=0 would stay 0.*set adaptive: false, or init_kl_coef above 0"):
+        KLConfig(init_kl_coef=0.0)
+    controller = build_kl_controller(KLConfig(init_kl_coef=0.0, adaptive=False))
+    assert after(controller, 99.0) == 0.0
+
+
+@pytest.mark.parametrize(("n_episodes", "least"), [(4, 1), (5, 2), (128, 26), (512, 103), (515, 104)])
+def test_a_horizon_that_would_turn_the_coefficient_negative_is_refused_and_the_smallest_other_one_named(
+    n_episodes: int, least: int
+) -> None:
+    """Whatever the observation: the run would fail sooner or later."""
+    for horizon in range(1, least):
+        message = f"horizon={horizon} .* batches of {n_episodes} episodes.*horizon to {least} or more"
+        for kl in (0.0, 6.0, 99.0):
+            controller = adaptive(horizon=horizon)
+            with pytest.raises(UserError, match=message):
+                controller.update(kl, n_episodes)
+            assert controller.value == 0.2
+        with pytest.raises(UserError, match=message):
+            require_horizon(KLConfig(horizon=horizon), n_episodes)
+        require_horizon(KLConfig(horizon=horizon, adaptive=False), n_episodes)
+    require_horizon(KLConfig(horizon=least), n_episodes)
+    assert after(adaptive(horizon=least), 0.0, n_episodes) > 0
 
 
 @pytest.mark.parametrize(

@@ -198,9 +198,17 @@ def test_the_kl_coefficient_follows_the_kept_episodes(policy_folder, tmp_path):
     assert coefficients[2] == pytest.approx(0.16 * (1 + max(-0.2, min(0.2, observed / 0.001 - 1))), rel=1e-5)
 
 
-def test_a_fixed_coefficient_stays(policy_folder, tmp_path):
-    watch, _ = fit(module_of(policy_folder, kl=KLConfig(adaptive=False, init_kl_coef=0.7)), tmp_path)
-    assert [entry["objective/kl_coef"] for entry in watch.logged] == pytest.approx([0.7] * 6)
+def test_a_horizon_too_small_for_the_batch_is_refused_before_anything_is_sampled(policy_folder, tmp_path, monkeypatch):
+    module = module_of(policy_folder, kl=KLConfig(horizon=1))
+    monkeypatch.setattr(module, "generate", pytest.fail)
+    with pytest.raises(UserError, match=r"kl\.horizon=1 is too small for batches of 8 episodes"):
+        fit(module, tmp_path)
+
+
+@pytest.mark.parametrize("init", [0.0, 0.7])
+def test_a_fixed_coefficient_stays(policy_folder, tmp_path, init):
+    watch, _ = fit(module_of(policy_folder, kl=KLConfig(adaptive=False, init_kl_coef=init, horizon=1)), tmp_path)
+    assert [entry["objective/kl_coef"] for entry in watch.logged] == pytest.approx([init] * 6)
 
 
 def test_gradient_norm_is_clipped_when_asked(policy_folder, tmp_path):
