@@ -113,39 +113,6 @@ def bootstrap_interval(
     return _bca(_on_rows(table, statistic), table.shape, confidence=confidence, resamples=resamples, seed=seed)
 
 
-def paired_bootstrap(
-    a: ArrayLike,
-    b: ArrayLike,
-    statistic: Statistic,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """BCa bootstrap interval of statistic(a) - statistic(b), where row i of both was measured on the same prompt.
-
-    Each resample draws its prompts once for both, so what the prompts have in common cancels out.
-
-    Args:
-        a: [n] or [n, m], one row per prompt, finite.
-        b: shape of `a`, the other method on the same prompts in the same order.
-        statistic: see `Statistic`.
-        confidence: nominal coverage, in (0, 1).
-        resamples: bootstrap samples.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: if the shapes differ, or as `bootstrap_interval` does.
-    """
-    pair = _as_pair(a, b)
-    on_first, on_second = (_on_rows(table, statistic) for table in pair)
-
-    def difference(rows: Rows, axis: int = -1) -> Array:
-        return on_first(rows, axis) - on_second(rows, axis)
-
-    return _bca(difference, pair[0].shape, confidence=confidence, resamples=resamples, seed=seed)
-
-
 def mean_interval(values: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
     """Studentised bootstrap interval of the mean of `values` [n]: each resample is measured in its own standard error.
 
@@ -306,13 +273,6 @@ def _takes_axis(statistic: Statistic) -> bool:
         return "axis" in inspect.signature(statistic).parameters
     except ValueError:  # some built-ins have no signature
         return False
-
-
-def _as_pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    first, second = as_values("a", a, least=2), as_values("b", b, least=2)
-    if first.shape != second.shape:
-        raise ValueError(f"b: got shape {list(second.shape)}, expected {list(first.shape)}: the same prompts as in a")
-    return first, second
 
 
 def require_resamples(resamples: int, confidence: float) -> None:

@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from lightning_rarlhf.functional.bounds import clopper_pearson
 from lightning_rarlhf.functional.statistics import (
     Interval,
-    lower_tail_mean,
     mean_interval,
-    paired_bootstrap,
 )
-from lightning_rarlhf.functional.tail_intervals import cvar_interval
+from lightning_rarlhf.functional.tail_intervals import cvar_interval, paired_cvar_interval
 from lightning_rarlhf.quickstart.grammar import has_bold_word
 
 Array: TypeAlias = NDArray[np.float64]
@@ -78,17 +76,13 @@ def read_outcome(name: str, generations: Path) -> Outcome:
 def change_of_mean(before: Outcome, after: Outcome) -> Interval:
     """Mean score after − before, prompt by prompt."""
     _require_same_prompts(before, after)
-    return paired_bootstrap(after.scores, before.scores, np.mean)
+    return mean_interval(after.scores - before.scores)
 
 
 def change_of_tail(before: Outcome, after: Outcome) -> Interval:
     """CVaR after − before, resampling prompts for both at once."""
-
-    def tail_mean(sample: Array, axis: int) -> Array:
-        return lower_tail_mean(sample, ALPHA, axis)
-
     _require_same_prompts(before, after)
-    return paired_bootstrap(after.scores, before.scores, tail_mean)
+    return paired_cvar_interval(after.scores, before.scores, ALPHA)
 
 
 def headline(before: Outcome, others: Sequence[Outcome]) -> str:

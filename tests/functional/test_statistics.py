@@ -21,7 +21,6 @@ from lightning_rarlhf.functional.statistics import (
     lower_tail_mean,
     mean_interval,
     mean_sd,
-    paired_bootstrap,
 )
 from tests.functional import coverage
 from tests.functional.coverage import MEANS
@@ -202,57 +201,6 @@ def test_a_statistic_that_gives_nan_or_a_list_is_refused() -> None:
 def test_conveniences_want_one_value_per_prompt() -> None:
     with pytest.raises(ValueError, match=r"got shape \[20, 2\], expected \[n\]"):
         mean_interval(normal(20, m=2))
-
-
-# Pairs
-
-
-def test_paired_mean_is_the_interval_of_the_differences() -> None:
-    a, b = normal(80, 1), normal(80, 2)
-    found, expected = paired_bootstrap(a, b, np.mean, **FEW), bootstrap_interval(a - b, np.mean, **FEW)
-    assert (found.estimate, found.low, found.high) == pytest.approx((expected.estimate, *ends(expected)), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    "paired",
-    [
-        functools.partial(paired_bootstrap, statistic=np.mean),
-        functools.partial(paired_bootstrap, statistic=lambda sample: float(np.mean(sample))),
-    ],
-)
-def test_what_the_prompts_have_in_common_cancels_out(paired) -> None:
-    prompt = 5 * normal(200, 1)
-    a, b = prompt + 0.3 * normal(200, 2) + 0.5, prompt + 0.3 * normal(200, 3)
-    together, apart = paired(a, b, **FEW), paired(a, np.roll(b, 1), **FEW)
-    assert together.excludes()
-    assert not apart.excludes()
-    assert width(together) < width(apart) / 4
-    assert together.low < 0.5 < together.high
-    assert paired(b, a, **FEW).estimate == pytest.approx(-together.estimate)
-    assert paired(a, a, **FEW) == paired(b, b, **FEW)
-    assert ends(paired(a, a, **FEW)) == (0, 0)
-
-
-def test_pairs_of_several_values() -> None:
-    a, b = normal(40, 1, m=3), normal(40, 2, m=3)
-    found = paired_bootstrap(a, b, lambda sample, axis: sample.max(axis=-1).mean(axis=axis), **FEW)
-    assert found == paired_bootstrap(a.max(1), b.max(1), np.mean, **FEW)
-
-
-@pytest.mark.parametrize("paired", [functools.partial(paired_bootstrap, statistic=np.mean)])
-def test_pairs_of_different_prompts_are_refused(paired) -> None:
-    with pytest.raises(ValueError, match=r"b: got shape \[19\], expected \[20\]: the same prompts as in a"):
-        paired(normal(20), normal(19))
-    with pytest.raises(ValueError, match="b: got 1 values that are NaN"):
-        paired(normal(2), [1.0, math.nan])
-
-
-@pytest.mark.parametrize("paired", [functools.partial(paired_bootstrap, statistic=np.mean)])
-def test_settings_of_pairs_matter(paired) -> None:
-    a, b = normal(60, 1), normal(60, 2)
-    base = paired(a, b, **FEW)
-    assert width(paired(a, b, confidence=0.5, **FEW)) < width(base)
-    assert ends(paired(a, b, resamples=400)) != ends(base) != ends(paired(a, b, seed=1, **FEW))
 
 
 # CVaR
