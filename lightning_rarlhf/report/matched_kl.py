@@ -29,7 +29,7 @@ from lightning_rarlhf.functional.risk import tail_size
 from lightning_rarlhf.functional.statistics import LEAST_TAIL, lower_tail_mean
 from lightning_rarlhf.report.identity import same_reference
 from lightning_rarlhf.report.methods import Method
-from lightning_rarlhf.report.seed_noise import has_unseeded_points, seed_groups, with_seed_noise
+from lightning_rarlhf.report.seed_noise import has_seeds, has_unseeded_points, seed_groups, with_seed_noise
 from lightning_rarlhf.results import Run
 
 Array: TypeAlias = NDArray[np.float64]
@@ -117,8 +117,10 @@ class MatchedKL:
     interval: the ends of the tail's curves are infinite then, and nobody is ahead"""
     prompts: int
     """number that the bands rest on; of fewer than `SMALL` they may be too narrow"""
-    unseeded: tuple[str, ...] = ()
+    unseeded: tuple[str, ...]
     """methods with a point of a single training run, whose chance the intervals do not cover"""
+    seeded: bool
+    """whether any point rests on several training seeds"""
 
 
 def match_kl(sweeps: Sequence[Method], *, alpha: float, resamples: int = 1000, seed: int = 0) -> MatchedKL:
@@ -150,6 +152,7 @@ def match_kl(sweeps: Sequence[Method], *, alpha: float, resamples: int = 1000, s
         tail_prompts=tail_prompts,
         prompts=prompts,
         unseeded=tuple(sweep.label for sweep in sweeps if has_unseeded_points(sweep)),
+        seeded=any(map(has_seeds, sweeps)),
     )
 
 

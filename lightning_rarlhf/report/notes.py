@@ -8,6 +8,7 @@ from lightning_rarlhf.report.comparison import Comparison
 from lightning_rarlhf.report.identity import same_reference, seeds_unknown
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.numbers import decimals_for, ends, number
+from lightning_rarlhf.report.training_chance import has_moved
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_new_tokens", "max_new_tokens")
 
@@ -48,11 +49,11 @@ def _references(methods: Sequence[Method]) -> Iterator[str]:
 
 
 def _kl(comparison: Comparison) -> Iterator[str]:
-    """Between the first method that was trained and those after it; the baseline is often the reference itself."""
+    """Between all methods, the baseline too, that are not the reference itself, whose KL is 0 for every response."""
     row = comparison.cells.get("kl_mean", {})
-    if len(row) < 3 or not one_reference(comparison.methods):
+    if not one_reference(comparison.methods):
         return
-    labels = [method.label for method in comparison.methods[1:] if method.label in row]
+    labels = [m.label for m in comparison.methods if m.label in row and any(map(has_moved, m.runs))]
     decimals = decimals_for([row[label].estimate for label in labels])
     intervals = [row[label].estimate for label in labels]
     apart = any(a.low > b.high or b.low > a.high for a in intervals for b in intervals)

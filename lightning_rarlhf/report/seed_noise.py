@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lightning_rarlhf.report.identity import training_of
 from lightning_rarlhf.report.methods import Method, method_folder
+from lightning_rarlhf.report.training_chance import is_reference
 from lightning_rarlhf.results import Run
 
 Array: TypeAlias = NDArray[np.float64]
@@ -43,8 +44,13 @@ def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
 
 
 def has_unseeded_points(method: Method) -> bool:
-    """Whether a point of the method rests on one training run; the reference itself, at KL 0, was not trained."""
-    return any(len(group) == 1 and was_trained(method.runs[group[0]]) for group in seed_groups(method.runs))
+    """Whether a point of the method rests on one training run; the reference itself is the same for all methods."""
+    return any(len(group) == 1 and not is_reference(method.runs[group[0]]) for group in seed_groups(method.runs))
+
+
+def has_seeds(method: Method) -> bool:
+    """Whether a point of the method rests on several training seeds."""
+    return any(len(group) > 1 for group in seed_groups(method.runs))
 
 
 def with_seed_noise(samples: Array, groups: Sequence[Sequence[int]], seed: int) -> Array:
@@ -82,8 +88,3 @@ def _point(run: Run) -> tuple[object, ...]:
     if training.get("method_sha256"):
         return "recorded", training["method_sha256"], str(run.identity.get("sampling")), str(run.identity.get("method"))
     return "folder", method_folder(run.folder)
-
-
-def was_trained(run: Run) -> bool:
-    """Whatever is no reference of its own: the reference's KL is 0 for every response."""
-    return bool((run.columns["kl"] != 0).any())

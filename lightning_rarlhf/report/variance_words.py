@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from lightning_rarlhf.report.methods import Method
-from lightning_rarlhf.report.seed_noise import was_trained
+from lightning_rarlhf.report.training_chance import Chance, chance_of_training
 
 
 def variance_lines(methods: Sequence[Method]) -> list[str]:
@@ -28,26 +28,30 @@ def _shared(said: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 def _of_estimate(method: Method) -> str:
     if len(method.runs) > 1:
         return f"variance between prompts, plus that between {_seeds(method)}"
-    if not _trained(method):
-        return "variance between prompts; it is the reference itself, which no training seed changes"
-    return "variance between prompts alone; one run each, so what another training seed changes is not in them"
+    return {
+        Chance.TRAINED: "variance between prompts alone; one run each, so what another training seed changes is not "
+        "in them",
+        Chance.REFERENCE: "variance between prompts; it is the reference itself, which no training seed changes",
+        Chance.UNKNOWN: "variance between prompts alone; no training of its weights is recorded, and what another "
+        "training seed would change is not in them",
+    }[chance_of_training(method.runs[0])]
 
 
 def _of_difference(method: Method, baseline: Method) -> str:
     sides = ((method, "the method's own" if len(method.runs) > 1 else "the method"), (baseline, baseline.label))
     held = [f"{_seeds(side)} ({name})" for side, name in sides if len(side.runs) > 1]
-    lacking = [name for side, name in sides if len(side.runs) == 1 and _trained(side)]
+    single = [(name, chance_of_training(side.runs[0])) for side, name in sides if len(side.runs) == 1]
+    lacking, unknown = (
+        " or ".join(name for name, chance in single if chance is which) for which in (Chance.TRAINED, Chance.UNKNOWN)
+    )
     what = "variance between prompts, each drawn once for both sides"
     what += f", plus that between {' and that between '.join(held)}" if held else ", alone"
     if lacking:
-        what += f"; nothing for another training of {' or '.join(lacking)}, of which there is one run"
+        what += f"; nothing for another training of {lacking}, of which there is one run"
+    if unknown:
+        what += f"; no training of {unknown} is recorded, hence nothing for another seed of it"
     return what
 
 
 def _seeds(method: Method) -> str:
     return f"{len(method.runs)} training seeds, sd²/{len(method.runs)}"
-
-
-def _trained(method: Method) -> bool:
-    """Whether training moved it at all: the reference's KL is 0 for every response."""
-    return any(map(was_trained, method.runs))

@@ -43,6 +43,20 @@ def test_the_reference_itself_needs_no_seeds(tmp_path: Path) -> None:
     assert not has_unseeded_points(Method(label="a", runs=(start,)))
 
 
+def test_points_of_the_reference_alone_rest_on_no_training(tmp_path: Path) -> None:
+    """Best of k on the reference itself: there is nothing to train again."""
+    known = {"policy_sha256": "a" * 64, "reference_sha256": "a" * 64, "method": {"class_path": "BestOfK"}}
+
+    def sweep(label: str, first: int) -> Method:
+        numbers = range(first, first + 3)
+        runs = [read_run(write_run(tmp_path / f"{label}{n}", scores_of(n), kl=n - first, **known)) for n in numbers]
+        return Method(label=label, runs=tuple(runs))
+
+    said = statements(match_kl([sweep("a", 0), sweep("b", 5)], alpha=0.2, resamples=60))
+    expected = "These intervals cover prompts; every policy is the reference itself, which no training seed changes."
+    assert said[-2] == expected
+
+
 def test_the_noise_of_seeds_is_students_t_of_their_mean() -> None:
     """Of one point without noise over prompts, the interval is the t interval of its seeds."""
     from scipy import stats

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_rarlhf.report.comparison import compare
+from lightning_rarlhf.report.methods import group
+from lightning_rarlhf.report.notes import notes
+from lightning_rarlhf.results import read_run
+from tests.report.run_folders import difficulty, scores_of, write_run
+
+
+@pytest.mark.parametrize(
+    ("kls", "said"),
+    [
+        ({"RLHF": 6.0, "RA-RLHF": 14.0}, ["RLHF 6.0", "RA-RLHF 14.0"]),
+        ({"SFT": 0.0, "RLHF": 6.0, "RA-RLHF": 14.0}, ["RLHF 6.0", "RA-RLHF 14.0"]),
+        ({"SFT": 0.0, "RLHF": 6.0}, []),  # that the reference has another KL needs no saying
+        ({"RLHF": 6.0, "RA-RLHF": 6.01}, []),
+        ({"RLHF": 6.0}, []),
+    ],
+)
+def test_unequal_kl_is_said_of_every_method_but_the_reference(
+    tmp_path: Path, kls: dict[str, float], said: list[str]
+) -> None:
+    wobble = (difficulty() - difficulty().mean()) * 0.4
+    runs = [
+        read_run(write_run(tmp_path / name, scores_of(number), kl=kl + wobble if kl else 0.0))
+        for number, (name, kl) in enumerate(kls.items())
+    ]
+    found = "\n".join(notes(compare(group(runs, list(kls)), resamples=200)))
+    sentence = r"KL from the reference is not equal: (.*) nats\. Compare rewards at equal KL with --sweep\."
+    named = re.fullmatch(sentence, found)
+    assert bool(named) == bool(found) == bool(said)
+    for each, start in zip(named[1].split(", ") if named else [], said, strict=True):
+        assert each.startswith(start)
