@@ -239,11 +239,11 @@ class EvaluatedModule(GuardedModule):
     def _kl(self, samples: Samples) -> Tensor:
         """f32 [B], Σ_t log π − log π_ref, in nats: of the distribution drawn from, against the reference as it is.
 
-        The reference is not filtered or tempered along: what a filter takes from the policy would go unseen otherwise,
-        and methods that filter could not be compared with methods that do not.
+        The reference is not filtered or tempered along, nor kept from ending: what a filter takes from the policy would
+        go unseen otherwise, and methods that filter could not be compared with methods that do not.
         """
         assert self.reference is not None
-        plain = replace(self.sampling, temperature=1.0, top_k=0, top_p=1.0)
+        plain = replace(self.sampling, min_new_tokens=0, temperature=1.0, top_k=0, top_p=1.0)
         logratio = self.response_logprobs(samples) - self.reference.response_logprobs(samples, plain)
         return (logratio * samples.response_mask).sum(dim=1)
 

@@ -72,18 +72,26 @@ class SFTModule(LanguageModule):
 
     def loss(self, batch: TextBatch) -> Tensor:
         """This process's share of −mean log π(x_t | x_<t) over the tokens after each text's first, in nats."""
+        nll, tokens = self.nll(batch)
+        return nll / total(tokens)
+
+    def nll(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """−Σ log π(x_t | x_<t) over the tokens after each text's first, in nats, and their number; of this process."""
         mask = batch.attention_mask[:, 1:]
         logprobs = self.actor.text_logprobs(batch.input_ids, batch.attention_mask)
-        return -torch.where(mask, logprobs, 0.0).sum() / total(mask.sum())
+        return -torch.where(mask, logprobs, 0.0).sum(), mask.sum()
 
     def on_validation_epoch_start(self) -> None:
-        """Nothing to set up: Lightning averages the loss."""
+        self._held_out = [0.0, 0.0]
 
     def validation_step(self, batch: TextBatch | PromptBatch, batch_idx: int) -> None:
-        """Mean negative log-likelihood of held-out texts."""
+        """Add up the negative log-likelihood of held-out texts, and their tokens."""
         if isinstance(batch, TextBatch):
-            loss, rows = total(self.loss(batch)), int(total(torch.tensor(len(batch), device=self.device)))
-            self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=rows, sync_dist=True)
+            nll, tokens = self.nll(batch)
+            self._held_out = [self._held_out[0] + nll.item(), self._held_out[1] + tokens.item()]
 
     def on_validation_epoch_end(self) -> None:
-        """Nothing to summarise: Lightning averages the loss."""
+        """Log their mean over all tokens of all processes, which does not depend on how texts were put into batches."""
+        nll, tokens = total(torch.tensor(self._held_out, device=self.device))
+        if tokens > 0:
+            self.log("val/loss", nll / tokens, prog_bar=True, sync_dist=True)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import RiskSchedule, StopOnSignal
 from lightning_rarlhf.config import EvaluationConfig, KLConfig, LoRAConfig, PolicyConfig, PPOConfig, SamplingConfig
-from lightning_rarlhf.data_types import PromptBatch
+from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
@@ -278,6 +278,19 @@ def test_validation_uses_the_same_prompts_and_random_numbers_each_time(policy_fo
     assert first == second
     assert first["val/cvar_100"] == pytest.approx(first["val/score_mean"])
     assert first["val/cvar_25"] < first["val/score_mean"]
+
+
+def test_the_reference_of_an_evaluations_kl_bans_no_end_of_text(policy_folder, tmp_path, monkeypatch):
+    """Policy and reference are one: what is left of KL is what banning the end took from the policy."""
+    module = module_of(policy_folder, sampling=SamplingConfig(max_new_tokens=6, min_new_tokens=4))
+    drawn: list[Samples] = []
+    monkeypatch.setattr(module, "score", lambda samples: drawn.append(samples) or torch.zeros(len(samples.responses)))
+    (found,) = quiet_trainer(tmp_path).validate(module, datamodule=Prompts(), verbose=False)
+    (samples,) = drawn
+    with torch.no_grad():
+        logits = module.actor.lm(samples.sequences).logits[:, -1 - samples.response_mask.shape[1] : -1]
+    kept = 1 - logits.softmax(-1)[:, :4, module.actor.eos_token_ids].sum(-1)
+    assert found["val/kl_mean"] == pytest.approx(-kept.log().sum(1).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(

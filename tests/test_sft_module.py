@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -81,6 +83,29 @@ def test_texts_are_learned(policy_folder, tmp_path):
 def test_the_learning_rate_falls_linearly_to_0(policy_folder, tmp_path):
     assert fit(policy_folder, tmp_path, steps=4)[1] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
     assert fit(policy_folder, tmp_path, steps=4, linear_decay=False)[1] == pytest.approx([1e-2] * 4)
+
+
+@pytest.mark.parametrize("sizes", [[3], [1, 2], [1, 1, 1]])
+def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches(policy_folder, tmp_path, sizes):
+    module = SFTModule(policy=PolicyConfig(pretrained=str(policy_folder)))
+    batches = [text_batch(TEXTS[sum(sizes[:n]) : sum(sizes[: n + 1])]) for n in range(len(sizes))]
+    loader = DataLoader(batches, batch_size=None)
+    trainer = quiet_trainer(tmp_path)
+    found = [trainer.validate(module, loader, verbose=False)[0] for _ in range(2)]
+    logprobs = module.actor.lm(text_batch(TEXTS).input_ids).logits.log_softmax(-1)  # padded behind: nothing to mask
+    losses = [-logprobs[row, n - 1, text[n]] for row, text in enumerate(TEXTS) for n in range(1, len(text))]
+    expected = torch.stack(losses).mean().item()
+    assert found == [{"val/loss": pytest.approx(expected, rel=1e-6)}] * 2
+
+
+def test_a_validation_loss_that_is_no_number_is_not_left_out(policy_folder, tmp_path):
+    module = SFTModule(policy=PolicyConfig(pretrained=str(policy_folder)))
+    trainer, loader = quiet_trainer(tmp_path), DataLoader([text_batch([text]) for text in TEXTS], batch_size=None)
+    trainer.validate(module, loader, verbose=False)
+    with torch.no_grad():
+        module.actor.lm.transformer.wpe.weight[3] = torch.nan  # read in the longest text alone
+    (found,) = trainer.validate(module, loader, verbose=False)
+    assert math.isnan(found["val/loss"])
 
 
 @pytest.mark.parametrize("lr", [1e-2, 2e-2])
