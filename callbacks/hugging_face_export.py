@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -57,7 +56,9 @@ class HuggingFaceExport(Callback):
         if best:
             self._export_best(pl_module, actor, best, folder.with_name(folder.name + "-best"))
 
-    def _export(self, module: LanguageModule, actor: ActorCritic, folder: Path, training: dict[str, Any]) -> None:
+    def _export(
+        self, module: LanguageModule, actor: ActorCritic, folder: Path, training: dict[str, Any] | None
+    ) -> None:
         export_policy(
             actor,
             module.tokenizer,
@@ -70,30 +71,21 @@ class HuggingFaceExport(Callback):
 
     def _export_best(self, module: LanguageModule, actor: ActorCritic, checkpoint: str, folder: Path) -> None:
         whole = not module.policy_config.trains_part  # else the frozen weights are in no checkpoint
-        best, state = _actor_weights(Path(checkpoint)), actor.state_dict()
+        content, state = whole_checkpoint(Path(checkpoint)), actor.state_dict()
+        best = _actor_weights(content["state_dict"])
         final = {name: state[name].clone() for name in best}
-        steps = _content(Path(checkpoint))["global_step"]
         try:
             actor.load_state_dict(best, strict=whole)
-            self._export(module, actor, folder, module.training_record() | {"steps": steps})
+            self._export(module, actor, folder, content.get("training"))
         finally:
             actor.load_state_dict(final, strict=whole)
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")
 
 
-def _actor_weights(checkpoint: Path) -> dict[str, Any]:
-    """The actor's part of a checkpoint."""
-    state = _content(checkpoint)
+def _actor_weights(weights: dict[str, Any]) -> dict[str, Any]:
+    """The actor's part of a checkpoint's weights, by the actor's own names."""
     prefix = "actor."
-    return {n.removeprefix(prefix): weight for n, weight in state["state_dict"].items() if n.startswith(prefix)}
-
-
-def _content(checkpoint: Path) -> dict[str, Any]:
-    """Of a file, or of a folder of FSDP2's shards."""
-    if checkpoint.is_dir():
-        return whole_checkpoint(checkpoint)
-    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    return content
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def _best_checkpoint(trainer: pl.Trainer) -> str | None:

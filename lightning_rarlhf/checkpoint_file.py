@@ -50,13 +50,16 @@ def disk_errors() -> Iterator[None]:
         raise
 
 
-def read_checkpoint(path: Path, *, map_location: Any = "cpu", header: bool = False) -> dict[str, Any]:
+def read_checkpoint(
+    path: Path, *, map_location: Any = "cpu", header: bool = False, mapped: bool = False
+) -> dict[str, Any]:
     """What is in a checkpoint file; tensors and plain values only, nothing is executed.
 
     Args:
         path: file, or folder of a sharded checkpoint (of which only the header can be read).
         map_location: see `torch.load`.
-        header: leave the tensors on disk until they are used: quick for the settings of a large checkpoint.
+        header: only its settings are wanted: `mapped`, and checksums are not compared, which is quick.
+        mapped: leave the tensors on disk until they are used, as where most of them, the optimizer's, never are.
 
     Raises:
         CheckpointError: the file is truncated, damaged, or something else than a checkpoint, or the system does not
@@ -65,19 +68,19 @@ def read_checkpoint(path: Path, *, map_location: Any = "cpu", header: bool = Fal
     file = path / _SHARDED_HEADER if path.is_dir() else path
     try:
         _require_whole(file, header=header)
-        checkpoint = torch.load(file, map_location=map_location, weights_only=True, mmap=header or None)
+        checkpoint = torch.load(file, map_location=map_location, weights_only=True, mmap=header or mapped or None)
     except FileNotFoundError as error:
         lacks = f"{_SHARDED_HEADER} is missing; copy the whole folder, or give another one" if path.is_dir() else ""
         raise CheckpointError(f"checkpoint {path}: {lacks or 'no such file'}") from error
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint {path} cannot be read: {error.strerror or error}; mend that, or go on from another one"
+            f"checkpoint {path} cannot be read: {error.strerror or error}; mend that, or give another one"
         ) from error
     except _UNREADABLE as error:
         reason = first_line(error).partition(". ")[0]
         raise CheckpointError(
             f"checkpoint {path} cannot be read: truncated, damaged, or not a checkpoint ({reason}); "
-            "go on from another one of its folder, or start afresh without ckpt_path"
+            "give another one of its folder, or, to start a run afresh, no ckpt_path"
         ) from error
     if not isinstance(checkpoint, dict) or not {"pytorch-lightning_version", "loops"} <= checkpoint.keys():
         raise CheckpointError(

@@ -100,16 +100,22 @@ def load_shards(
     return header
 
 
-def whole_checkpoint(folder: Path) -> dict[str, Any]:
-    """A folder's weights, put together in the CPU memory of this process, and its header.
+def whole_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint with its weights, whatever wrote it, for this process alone.
+
+    Args:
+        path: a file, whose tensors stay on disk until they are used, or a folder of `save_shards`, whose weights are
+            put together in this process's CPU memory; its optimizer states are left out.
 
     Raises:
-        UserError: a part is missing or damaged.
+        UserError: a part is missing or damaged, or it is no checkpoint.
     """
-    header = read_checkpoint(folder)
-    saved = _saved_weights(_index(folder, header.pop(_CHECKSUM, None)))
+    if not path.is_dir():
+        return read_checkpoint(path, mapped=True)
+    header = read_checkpoint(path)
+    saved = _saved_weights(_index(path, header.pop(_CHECKSUM, None)))
     weights = {name: torch.empty_like(value, device="cpu") for name, value in saved.items()}
-    _read_parts(folder, {_WEIGHTS: weights}, alone=True)
+    _read_parts(path, {_WEIGHTS: weights}, alone=True)
     return header | {_WEIGHTS: weights}
 
 

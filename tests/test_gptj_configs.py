@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lightning_rarlhf.config import LoRAConfig, PolicyConfig
 from lightning_rarlhf.export.__main__ import main as export
 from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.tokenizer import load_tokenizer
+from tests.damage import flip_a_bit_of_a_weight
 from tests.test_configs import QUIET, ROOT, world
 from tests.tiny_models import FAMILIES
 
@@ -187,5 +189,11 @@ def test_a_checkpoint_of_another_policy_is_refused_by_name(world, policy_folders
     assert "no such file" in capsys.readouterr().err
     (tmp_path / "noise.ckpt").write_bytes(b"noise")
     assert export([str(tmp_path / "noise.ckpt"), str(tmp_path / "out")]) == 2
-    assert "not a checkpoint, or a damaged one" in capsys.readouterr().err
+    assert "truncated, damaged, or not a checkpoint" in capsys.readouterr().err
+    damaged = shutil.copy(file, tmp_path / "damaged.ckpt")
+    record = flip_a_bit_of_a_weight(damaged)
+    assert export([str(damaged), str(tmp_path / "out")]) == 2
+    assert f"damaged.ckpt cannot be read: truncated, damaged, or not a checkpoint (wrong checksum of {record})" in (
+        capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()

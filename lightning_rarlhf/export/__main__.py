@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from torch import nn
 
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig
@@ -34,9 +32,9 @@ def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: st
         pretrained: where the starting policy is now, if it was moved; None = where the run found it.
 
     Raises:
-        UserError: no checkpoint of this library, or its weights are not those of the policy.
+        UserError: no checkpoint of a policy, a damaged one, or its weights are not those of the policy.
     """
-    content = _read(checkpoint)
+    content = _of_policy(checkpoint)
     policy = _policy_of(content["policy"])
     if pretrained is not None:
         policy = replace(policy, pretrained=pretrained)
@@ -46,21 +44,22 @@ def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: st
     require_trained(holder, weights, trains_part=policy.trains_part)
     holder.load_state_dict(weights, strict=False)
     actor: Any = holder["actor"]
-    export_policy(actor, tokenizer, folder, with_critic=content["trains_critic"], form=form, policy=policy)
+    export_policy(
+        actor,
+        tokenizer,
+        folder,
+        with_critic=content["trains_critic"],
+        form=form,
+        policy=policy,
+        training=content.get("training"),
+    )
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
-    if checkpoint.is_dir():
-        return whole_checkpoint(checkpoint)
-    try:
-        content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise UserError(f"{checkpoint}: no such file; give RUN/checkpoints/last.ckpt") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{checkpoint}: not a checkpoint, or a damaged one ({type(error).__name__})") from None
-    if not isinstance(content, dict) or not {"policy", "state_dict", "trains_critic"} <= content.keys():
-        raise UserError(f"{checkpoint}: not a checkpoint of this library, or of a version before this one")
-    return dict(content)
+def _of_policy(checkpoint: Path) -> dict[str, Any]:
+    content = whole_checkpoint(checkpoint)
+    if not {"policy", "state_dict", "trains_critic"} <= content.keys():
+        raise UserError(f"{checkpoint}: holds no policy that can be exported, or is of a version before this one")
+    return content
 
 
 def _policy_of(settings: dict[str, Any]) -> PolicyConfig:

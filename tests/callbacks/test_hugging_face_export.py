@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import train
+from callbacks.hugging_face_export import HuggingFaceExport
+from lightning_rarlhf.export.__main__ import main as export
+from lightning_rarlhf.provenance import read_training
+from tests.damage import flip_a_bit_of_a_weight
 from tests.test_configs import rewards, short_schedule, small, world
 
 __all__ = ["world"]
@@ -29,12 +35,38 @@ def weights_in(checkpoint) -> torch.Tensor:
     return state["actor.lm.transformer.wte.weight"].flatten()
 
 
-def test_final_and_best_weights_are_exported_each_to_its_folder(world, tmp_path):
+def test_final_and_best_weights_are_exported_each_to_its_folder(world, tmp_path, monkeypatch):
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **settings: (read.append(Path(path)), load(path, **settings))[1])
     fit(world, tmp_path, "--trainer.val_check_interval", "1")
     (best,) = (tmp_path / "checkpoints").glob("best-*.ckpt")
+    assert read.count(best) == 1
     for folder, checkpoint in (("huggingface", "last.ckpt"), ("huggingface-best", best.name)):
         embeddings = AutoModelForCausalLM.from_pretrained(tmp_path / folder).get_input_embeddings().weight
         assert torch.equal(embeddings.flatten(), weights_in(tmp_path / "checkpoints" / checkpoint)), folder
+        again = tmp_path / f"{folder}-again"
+        assert export([str(tmp_path / "checkpoints" / checkpoint), str(again)]) == 0
+        assert (again / "training.json").read_bytes() == (tmp_path / folder / "training.json").read_bytes()
+        steps = torch.load(tmp_path / "checkpoints" / checkpoint, weights_only=True)["global_step"]
+        assert read_training(str(again))["steps"] == steps
+
+
+def test_a_best_checkpoint_that_was_damaged_is_not_exported(world, tmp_path, monkeypatch, capsys):
+    write = HuggingFaceExport._export
+
+    def damaging(*arguments):
+        write(*arguments)
+        (best,) = (tmp_path / "checkpoints").glob("best-*.ckpt")
+        flip_a_bit_of_a_weight(best)
+
+    monkeypatch.setattr(HuggingFaceExport, "_export", damaging)
+    with pytest.raises(SystemExit) as ended:
+        fit(world, tmp_path, "--trainer.val_check_interval", "1")
+    assert ended.value.code == 2
+    assert "best-step=" in (line := capsys.readouterr().err.strip().splitlines()[-1])
+    assert "wrong checksum" in line
+    assert (tmp_path / "huggingface").is_dir()
+    assert not (tmp_path / "huggingface-best").exists()
 
 
 def test_the_final_state_is_validated_whatever_the_interval(world, tmp_path):
