@@ -191,11 +191,25 @@ def test_every_curve_is_logged_and_finite(policy_folder, tmp_path):
 
 
 def test_the_kl_coefficient_follows_the_kept_episodes(policy_folder, tmp_path):
-    watch, _ = fit(module_of(policy_folder, kl=KLConfig(target=0.001, horizon=8)), tmp_path, batches=3)
+    """Eq. 12: the kept rows' mean KL, and K of all rows that were sampled; the curves tell the two means apart."""
+    target, horizon = 1.7, 16
+    module = module_of(policy_folder, kl=KLConfig(target=target, horizon=horizon), lr=1e-2)
+    module.risk_level = 0.5
+    watch, _ = fit(module, tmp_path, batches=6)
     coefficients = [entry["objective/kl_coef"] for entry in watch.logged]
-    assert coefficients[:2] == pytest.approx([0.2, 0.16])  # KL 0 at first: e = −.2, K = 8/8
-    observed = watch.outputs[1]["rollout"].kl.mean().item()
-    assert coefficients[2] == pytest.approx(0.16 * (1 + max(-0.2, min(0.2, observed / 0.001 - 1))), rel=1e-5)
+    assert coefficients[0] == pytest.approx(0.2)
+    within = 0
+    for output, entry, before, after in zip(
+        watch.outputs, watch.logged, coefficients, [*coefficients[1:], module.kl_controller.value], strict=True
+    ):
+        kl, kept = output["rollout"].kl, output["rollout"].kl[output["kept"]]
+        assert len(kept) == 4
+        assert entry["objective/kl"] == pytest.approx(kl.mean().item(), abs=1e-6)
+        assert entry["risk/tail_kl_mean"] == pytest.approx(kept.mean().item(), abs=1e-6)
+        error = kept.mean().item() / target - 1
+        assert after == pytest.approx(before * (1 + max(-0.2, min(0.2, error)) * len(kl) / horizon), rel=1e-5)
+        within += abs(error) < 0.2 and abs(kl.mean() - kept.mean()) > 0.1
+    assert within >= 2  # iterations in which neither the clip nor equal means hide what is observed
 
 
 def test_a_horizon_too_small_for_the_batch_is_refused_before_anything_is_sampled(policy_folder, tmp_path, monkeypatch):
