@@ -180,7 +180,7 @@ class Rollout(_Batch):
     @property
     def kl(self) -> Tensor:
         """f32 [B], Σ_t log π_old − log π_ref of each episode, in nats."""
-        return ((self.logprobs - self.ref_logprobs) * self.response_mask).sum(dim=1)
+        return torch.where(self.response_mask, self.logprobs - self.ref_logprobs, 0.0).sum(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

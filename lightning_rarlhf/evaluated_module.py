@@ -245,7 +245,7 @@ class EvaluatedModule(GuardedModule):
         assert self.reference is not None
         plain = replace(self.sampling, min_new_tokens=0, temperature=1.0, top_k=0, top_p=1.0)
         logratio = self.response_logprobs(samples) - self.reference.response_logprobs(samples, plain)
-        return (logratio * samples.response_mask).sum(dim=1)
+        return torch.where(samples.response_mask, logratio, 0.0).sum(dim=1)
 
     def response_logprobs(self, samples: Samples) -> Tensor:
         """f32 [B, T], log-probability of each response token under the distribution that `generate` drew it from."""

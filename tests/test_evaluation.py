@@ -340,6 +340,16 @@ def test_a_rate_without_exceptions_still_has_an_interval(tmp_path):
         assert 0.8 < found["eos_rate"].low < 0.95
 
 
+def test_a_rate_of_several_completions_is_a_mean_over_prompts(tmp_path):
+    """Completions of one prompt are no trials of their own: 40 prompts that stop 3, 2, 1 or 0 times of 3."""
+    stops = [3, 3, 2, 1, 0] * 8
+    reasons = [["stop"] * count + ["length"] * (3 - count) for count in stops]
+    found = found_in(tmp_path, rows_of(np.zeros((40, 3)), finish_reason=reasons))["eos_rate"]
+    assert found == mean_interval([count / 3 for count in stops], confidence=0.95, resamples=200, seed=0)
+    assert found.estimate == pytest.approx(9 / 15)
+    assert found.n == 40
+
+
 def test_what_is_unknown_is_left_out_and_n_says_so(tmp_path):
     kl = [[1.0], [None], [3.0]]
     responses = [["a b"], [""], ["a a"]]

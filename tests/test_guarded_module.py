@@ -19,7 +19,7 @@ from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.reward_models import CallableReward
 from lightning_rarlhf.sft_module import SFTModule
 from tests.quiet_trainer import quiet_trainer
-from tests.test_ppo_module import fit, goodness
+from tests.test_ppo_module import Prompts, Watch, fit, goodness
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*skipped$:UserWarning", "ignore:.*treespec.*", "ignore:.*no `val_dataloader`"
@@ -174,6 +174,25 @@ def test_too_many_skips_in_a_row_end_the_run(policy_folder, tmp_path):
     with pytest.raises(NumericalError, match=r"^iteration 5: .*2 iterations before it were skipped"):
         fit(module_of(policy_folder, broken={0, 1, 3, 4, 5}, guard=guard), tmp_path)
     assert [path.name for path in (tmp_path / "crash").iterdir()] == ["iteration-0"]
+
+
+def test_a_resumed_run_goes_on_counting_what_was_skipped(policy_folder, tmp_path):
+    """The last two iterations before the checkpoint and the first one after it: one more in a row than may be."""
+
+    def run(epochs, broken, **resume):
+        guard = GuardConfig(on_failure="skip", max_skips=2, crash_bundles=0)
+        module, watch = module_of(policy_folder, broken=broken, guard=guard), Watch()
+        trainer = quiet_trainer(tmp_path, max_epochs=epochs, limit_val_batches=0, callbacks=[watch])
+        trainer.fit(module, datamodule=Prompts(batches=3), **resume)
+        return module, watch, trainer
+
+    _, _, trainer = run(1, {1, 2})
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    with pytest.raises(NumericalError, match=r"^iteration 3: .*2 iterations before it were skipped"):
+        run(2, {0}, ckpt_path=tmp_path / "three.ckpt")
+    module, watch, _ = run(2, {1, 2}, ckpt_path=tmp_path / "three.ckpt")  # one that went well is between them
+    assert module.skipped == 4
+    assert [entry["guard/skipped"] for entry in watch.logged] == [2, 3, 4]
 
 
 def test_a_bundle_that_cannot_be_written_does_not_hide_what_happened(policy_folder, tmp_path):

@@ -117,10 +117,11 @@ def test_a_minibatch_whose_ratio_spikes_is_dropped_and_the_next_one_is_not():
             logprobs, values = super().__call__(*args)
             return PolicyOutput(logprobs + spike, values)
 
-    stats, rows, updater = run(PPOConfig(epochs=1, minibatch_size=2, max_ratio=10.0), Spike())
+    stats, rows, updater = run(PPOConfig(epochs=1, minibatch_size=2, max_ratio=20.0), Spike())  # e³ = 20.09
     assert len(rows) == 3
     assert updater.steps == [1, 3]
     assert (stats.optimizer_steps, stats.dropped_minibatches, stats.kl_stopped) == (2, 1, False)
+    assert run(PPOConfig(epochs=1, minibatch_size=2, max_ratio=20.2), Spike())[2].steps == [1, 2, 3]
     assert run(PPOConfig(epochs=1, minibatch_size=2), Spike())[2].steps == [1, 2, 3]  # off by default
 
 

@@ -12,7 +12,7 @@ from callbacks import HuggingFaceExport
 from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, QuarkConfig, SamplingConfig
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.ppo_updater import PPOUpdater
-from lightning_rarlhf.quark_batch import batch_of
+from lightning_rarlhf.quark_batch import batch_of, rows_of_step
 from lightning_rarlhf.quark_module import QuarkModule
 from lightning_rarlhf.quark_pool import QuarkPool
 from lightning_rarlhf.reward_models import CallableReward
@@ -95,6 +95,30 @@ def test_the_first_iterations_ask_the_reference_and_later_ones_the_policy(policy
 
 
 _sample = QuarkModule._sample
+
+
+@pytest.mark.parametrize(("top_p", "repeats"), [(0.01, True), (1.0, False)])
+def test_the_pools_own_top_p_holds_for_reference_and_policy(policy_folder, tmp_path, top_p, repeats):
+    """At a top-p that leaves one token, a prompt's response is always the same: iterations 0 and 1, and 2 and 3."""
+    quark = QuarkConfig(batch_size=8, sample_interval=1, initial_iterations=2, exploration_top_p=top_p)
+    module, _, _ = fit(policy_folder, tmp_path, 4, quark=quark, lr=0.0)
+    drawn = [module.pool.read(range(8 * iteration, 8 * iteration + 8)) for iteration in range(4)]
+    assert [drawn[0] == drawn[1], drawn[2] == drawn[3]] == [repeats] * 2
+
+
+def test_each_iteration_takes_the_pool_in_orders_of_its_own(policy_folder, tmp_path, monkeypatch):
+    seeds = []
+
+    def noted(responses, step, size, seed):
+        seeds.append(seed)
+        return rows_of_step(responses, step, size, seed)
+
+    monkeypatch.setattr("lightning_rarlhf.quark_module.rows_of_step", noted)
+    for seed in ("1", "2"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        fit(policy_folder, tmp_path / seed, 3)
+    assert [seeds[0::2], seeds[1::2]] == [seeds[0::2]] * 2  # both steps of an iteration draw from the same orders
+    assert len(set(seeds)) == 2 * 3
 
 
 def test_a_trivial_task_is_learned(policy_folder, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from lightning_rarlhf.config import PPOConfig
 from lightning_rarlhf.data_types import PPOBatch, PromptBatch, Rollout, Samples
 from lightning_rarlhf.errors import RewardError
+from lightning_rarlhf.guards import require_finite
 from lightning_rarlhf.rollout import prepare_ppo_batch, score
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "golden.json").read_text())["ppo"]
@@ -100,13 +101,19 @@ def test_row_order_does_not_change_what_is_kept():
     torch.testing.assert_close(by_name.advantages, straight.advantages, atol=1e-5, rtol=1e-5)
 
 
-def test_extra_padding_columns_change_nothing():
+@pytest.mark.parametrize("padding", [7.0, float("nan")])
+def test_extra_padding_columns_change_nothing(padding):
+    """Also where they hold no number: nothing reads them, and the guard lets them pass."""
     case = GOLDEN[3]
     rollout = rollout_of(case["inputs"])
     wide = {
-        name: [row + [7.0 if name != "response_mask" else 0.0] * 2 for row in values] if name != "scores" else values
+        name: [row + [padding if name != "response_mask" else 0.0] * 2 for row in values]
+        if name != "scores"
+        else values
         for name, values in case["inputs"].items()
     }
+    require_finite(rollout_of(wide))
+    assert torch.equal(rollout_of(wide).kl, rollout.kl)
     plain, kept, report = prepare(case, PPOConfig(), rollout)
     padded, kept_wide, report_wide = prepare(case, PPOConfig(), rollout_of(wide))
     assert kept.tolist() == kept_wide.tolist()

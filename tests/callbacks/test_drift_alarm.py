@@ -103,6 +103,21 @@ def test_a_resumed_run_goes_on_with_its_window(tmp_path):
     assert [step for step, _, _ in resumed[0].history] == [1, 2, 3]
 
 
+def test_a_validation_that_a_resumed_run_repeats_counts_once(tmp_path):
+    """The best checkpoint is written in its own validation, which a run that goes on from it catches up on."""
+
+    def callbacks() -> list:
+        return [alarm(), RunCheckpoint(dirpath=str(tmp_path), monitor="val/score_mean", save_top_k=9)]
+
+    resumed = callbacks()
+    with pytest.warns(UserWarning, match="from iteration 1 to 3"):
+        fit(script(RISING, FALLING), callbacks(), tmp_path, steps=4)
+    with pytest.warns(UserWarning, match="from iteration 1 to 3"):
+        _, module = fit(script(RISING, FALLING), resumed, tmp_path, steps=3, ckpt_path=tmp_path / "best-step=2.ckpt")
+    assert module.validated == [2, 3]
+    assert resumed[0].history == [(1, 1.0, 8.0), (2, 2.0, 7.0), (3, 3.0, 6.0)]
+
+
 def test_a_metric_that_is_not_logged_is_refused(tmp_path):
     with pytest.raises(UserError, match="'val/judge/kind' is not logged; expected one of .*val/judge/polite"):
         fit(script(RISING, FALLING), [alarm(judge="val/judge/kind")], tmp_path)

@@ -296,6 +296,32 @@ def test_the_trigger_by_minutes_counts_whole_iterations(tmp_path, monkeypatch):
     assert written == [2, 4, 6]
 
 
+def test_by_minutes_all_processes_go_by_the_clock_of_the_first(tmp_path, monkeypatch):
+    """This one's clock stands still; the first process says after iterations 2 and 5 that it is time."""
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    written, asked = [], []
+
+    class FirstProcess(Callback):
+        def on_train_start(self, trainer, *_) -> None:
+            def broadcast(value, src=0):
+                if not isinstance(value, bool):
+                    return value
+                asked.append((trainer.global_step, value))
+                return trainer.global_step in (2, 5)
+
+            monkeypatch.setattr(trainer.strategy, "broadcast", broadcast)
+
+    class Spy(RunCheckpoint):
+        def _save_checkpoint(self, trainer, filepath) -> None:
+            super()._save_checkpoint(trainer, filepath)
+            written.append(trainer.global_step)
+
+    callback = Spy(dirpath=str(tmp_path / "checkpoints"), every_n_iterations=100, every_n_minutes=2.0)
+    fit(SCRIPT, [FirstProcess(), callback], tmp_path, every=100)
+    assert written == [2, 5, 6]
+    assert asked == [(step, False) for step in range(1, 6)]  # the last iteration is written whatever the time
+
+
 def test_another_monitor_starts_the_best_anew_and_keeps_the_rest(tmp_path):
     fit(SCRIPT, [checkpoint(tmp_path, guard="val/perplexity", max_rise=9.0)], tmp_path, steps=3)
     last = tmp_path / "checkpoints" / "last.ckpt"

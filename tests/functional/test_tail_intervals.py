@@ -49,6 +49,16 @@ def test_alpha_matters_and_one_is_the_mean() -> None:
     assert ends(whole) == pytest.approx(ends(mean_interval(values)), abs=0.02)
 
 
+@pytest.mark.parametrize("m", [None, 3])
+def test_a_share_that_is_no_whole_number_of_scores_is_rounded_up(m: int | None) -> None:
+    """A tenth of 101 scores is the mean of 11 of them, of 303 that of 31; as `lower_tail_mean` has it."""
+    values = normal(101, 4, m=m) if m else normal(101, 4)
+    found = cvar_interval(values, 0.1, **FEW)
+    assert found.method == "studentised bootstrap"
+    assert found.estimate == pytest.approx(np.sort(values.ravel())[: 31 if m else 11].mean(), abs=1e-12)
+    assert found.estimate == pytest.approx(float(lower_tail_mean(values.ravel(), 0.1)), abs=1e-12)
+
+
 def test_scores_that_tie_throughout_the_tail_fall_back_on_bca() -> None:
     values = np.repeat([0.0, 1.0], [11, 89])
     found = cvar_interval(values, 0.12, **FEW)

@@ -116,6 +116,14 @@ def test_seeds_of_one_target_count_as_one_point(tmp_path: Path) -> None:
     assert result.points[0].reward["mean"] == pytest.approx([0.0, 2.0, 2.0])
 
 
+def test_points_are_pooled_with_the_least_of_them_not_one_after_the_other(tmp_path: Path) -> None:
+    """Three points each 4 % of the range apart: the third is 8 % from the first, so it stands by itself."""
+    first = exact(tmp_path, "a", [0.0, 1.0, 3.0, 5.0, 6.0], [0.0, 4.0, 4.4, 4.8, 10.0])
+    result = matched(first, exact(tmp_path, "b", [0.0, 1.0, 2.0], [0.0, 4.0, 9.0]))
+    assert result.points[0].kl == pytest.approx([0.0, 4.2, 4.8, 10.0])
+    assert result.points[0].reward["mean"] == pytest.approx([0.0, 2.0, 5.0, 6.0])
+
+
 def test_ranges_that_do_not_overlap_are_said(tmp_path: Path) -> None:
     result = matched(sweep(tmp_path, "a", np.sqrt, (0.0, 1.0)), sweep(tmp_path, "b", np.sqrt, (3.0, 5.0), shift=50))
     assert len(result.matches[0].kl) == 0
