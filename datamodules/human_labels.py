@@ -102,6 +102,10 @@ class HumanLabelsDataModule(RunDataModule, ABC):
     def columns(self) -> list[str]:
         """Columns that must be there."""
 
+    def completed(self, rows: Dataset, split: str) -> Dataset:
+        """The rows as they were read, with columns that the publisher keeps elsewhere."""
+        return rows
+
     @abstractmethod
     def usable(self, rows: Dataset, split: str) -> Rows:
         """Numbers of the rows that can be learned from.
@@ -170,7 +174,7 @@ class HumanLabelsDataModule(RunDataModule, ABC):
         raw = read_splits(
             self.path, self.hub_id, self.split_names, source=self.source, revision=self.revision, config=self.hub_config
         )
-        tables = {split: self._usable(flatten(rows), split) for split, rows in raw.items()}
+        tables = {split: self._usable(self.completed(flatten(rows), split), split) for split, rows in raw.items()}
         if "all" in tables:
             tables["train"], tables["test"] = self._cut(tables.pop("all"), self.test_fraction, "test")
         if "val" not in tables and "train" in tables:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from datamodules.base import PromptDataModule
-from datamodules.rows import Columns, RowSchema, ValueRule, fingerprint
-from datamodules.sources import read_file, read_hub_file, read_split_files, require_folder
-from lightning_rarlhf.errors import DataError
+from datamodules.labels_beside import with_labels_beside
+from datamodules.rows import RowSchema, ValueRule
+from datamodules.sources import read_hub_file, read_split_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,10 +57,7 @@ class JigsawDataModule(PromptDataModule):
         if self.path is None:
             return self._read_hub()
         splits = read_split_files(self.path, ("train.csv", "test.csv"))
-        labels = require_folder(self.path, "train.csv") / "test_labels.csv"
-        if "toxic" not in splits["test"].column_names and labels.is_file():
-            splits["test"] = join_labels(splits["test"], read_file(labels), str(labels))
-        return splits
+        return splits | {"test": with_labels_beside(splits["test"], self.path, "test", ["toxic"])}
 
     def _read_hub(self) -> dict[str, Dataset]:
         """The hub's copy divides Kaggle's train.csv in two; together they are the training rows again."""
@@ -78,26 +75,3 @@ class JigsawDataModule(PromptDataModule):
             rule=ValueRule(column=column, wanted="0", unwanted="1"),
             score=_LOGIT if _LOGIT in columns else None,
         )
-
-
-def join_labels(comments: Dataset, labels: Dataset, source: str) -> Dataset:
-    """Add the column `toxic` of `labels` to `comments`, by `id`; -1 where there is none.
-
-    Raises:
-        DataError: a file lacks the column to join by, or the labels.
-    """
-    for table, name in ((comments, "id"), (labels, "id"), (labels, "toxic")):
-        if name not in table.column_names:
-            raise DataError(f"{source}: cannot be joined with test.csv, no column {name!r}; use Kaggle's files")
-    toxic = dict(zip(labels["id"], labels["toxic"], strict=True))
-    return comments.map(
-        _add_toxic,
-        batched=True,
-        fn_kwargs={"toxic": toxic},
-        new_fingerprint=fingerprint(comments, "join_labels", labels._fingerprint),
-        desc="Joining comments with their labels",
-    )
-
-
-def _add_toxic(batch: Columns, *, toxic: dict[str, str]) -> Columns:
-    return {"toxic": [toxic.get(row, "-1") for row in batch["id"]]}

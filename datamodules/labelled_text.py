@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from datamodules.human_labels import HumanLabelsDataModule, Rows, batches
+from datamodules.labels_beside import with_labels_beside
 from datamodules.rows import ThresholdRule, ValueRule
 from lightning_rarlhf.data_types import LabelledBatch
 from lightning_rarlhf.errors import DataError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 class LabelledTextDataModule(HumanLabelsDataModule):
     """One logit a label column; a text may carry several labels, and a missing value is unknown, not no.
+
+    Labels that a file of a folder lacks may stand beside it, joined by the column id: those of test.csv in
+    test_labels.csv, as Kaggle gives them.
 
     Args:
         text_column: holds the text; a column inside another is named with a dot, as prompt.text
@@ -57,6 +61,11 @@ class LabelledTextDataModule(HumanLabelsDataModule):
     @property
     def columns(self) -> list[str]:
         return [self.text_column, *self.label_columns]
+
+    def completed(self, rows: Dataset, split: str) -> Dataset:
+        if self.path is None or split not in self.split_names:  # of a hub dataset, or a single file's
+            return rows
+        return with_labels_beside(rows, self.path, self.split_names[split], self.label_columns)
 
     def usable(self, rows: Dataset, split: str) -> Rows:
         """Rows whose text is not blank and that have at least one known label."""

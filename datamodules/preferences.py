@@ -79,7 +79,12 @@ class PreferenceDataModule(HumanLabelsDataModule):
         return np.array(kept, dtype=np.int64)
 
     def check(self, rows: Dataset, split: str) -> None:
-        """Any pair teaches something."""
+        """Any pair teaches something; a figure with an interval needs several."""
+        if split == "test" and len(rows) < 2:
+            raise DataError(
+                f"{self.source} ({split}): got {len(rows)} pair, expected 2 or more to measure on; give more pairs, or "
+                "a larger data.test_size or data.test_fraction"
+            )
 
     def collate(self, rows: Dataset, numbers: list[int]) -> PreferenceBatch:
         chosen, rejected = self._texts(rows[numbers], range(len(numbers)))

@@ -170,6 +170,19 @@ def test_pairs_lose_their_beginning_and_those_equal_after_it_are_counted(backbon
     data([alike] * 20, text_tokens=8).setup("fit")
 
 
+def test_a_single_pair_to_test_on_is_refused(backbone, tmp_path):
+    """In a line, before any weights: nothing can be said of how sure the figures are."""
+    from datamodules import PreferenceDataModule
+    from lightning_rarlhf.errors import DataError
+
+    path, names = str(write_jsonl(tmp_path / "pairs.jsonl", pairs(20))), {"tokenizer": str(backbone)}
+    single = PreferenceDataModule(path=path, test_size=1, **names)
+    single.setup("fit")
+    with pytest.raises(DataError, match=r"pairs\.jsonl \(test\): got 1 pair, expected 2 or more.*data\.test_size"):
+        single.setup("test")
+    PreferenceDataModule(path=path, test_size=2, **names).setup("test")
+
+
 def module_on(folder, labels, stage, text_tokens=32):
     """A module that was built for data with these labels."""
     from types import SimpleNamespace
