@@ -10,9 +10,9 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_rarlhf.config import Fraction
 from lightning_rarlhf.errors import ScheduleError
 from lightning_rarlhf.functional.risk import annealing_end, scheduled_risk_level, tail_size
+from lightning_rarlhf.number_types import Fraction
 
 
 class RiskSchedule(Callback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +29,15 @@ _USAGE = "train.py {name} --config FILE [--config OVERLAY] [--model.KEY VALUE] [
 
 class OneLineParser(LightningArgumentParser):
     """Says what is wrong in one line, with the nearest valid key, and exits with status 2."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
+        """Take null where a class's argument gets it.
+
+        jsonargparse hands `--model.reward.device null` on to the reward's own parser as the text `--device=None`.
+        """
+        if args is not None:
+            args = [f"{given.removesuffix('=None')}=null" if given.endswith("=None") else given for given in args]
+        return super().parse_args(args, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # an alternative is being tried; the caller makes the message

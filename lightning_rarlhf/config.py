@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import (
@@ -19,24 +19,11 @@ from jsonargparse.typing import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    restricted_number_type,
 )
 from torch import Tensor
 
 from lightning_rarlhf.errors import UserError
-
-if TYPE_CHECKING:
-    Fraction = float
-    Weight = float
-    PositiveWeight = float
-else:
-    Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)], docstring="float in (0, 1]")
-    """A share that cannot be empty: risk level α, ρ, top-p."""
-    Weight = restricted_number_type("Weight", float, [(">=", 0), ("<", math.inf)], docstring="finite float ≥ 0")
-    PositiveWeight = restricted_number_type(
-        "PositiveWeight", float, [(">", 0), ("<", math.inf)], docstring="finite float > 0"
-    )
-    """Of a term that may be 0 or −∞: their product with an infinite weight would be no number, or always −∞."""
+from lightning_rarlhf.number_types import Fraction, require_in_range
 
 DType = Literal["float32", "bfloat16", "float16"]
 PolicyDType = Literal["float32", "bfloat16"]
@@ -62,6 +49,9 @@ class LoRAConfig:
     target_modules: list[str] | None = None
     """ends of the names of the layers that get an adapter (q_proj, ...), or all-linear; none = the architecture's usual
     ones: q_proj and v_proj for GPT-J (paper), Llama and Qwen, c_attn for GPT-2"""
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +88,9 @@ class PolicyConfig:
     so; key-value cache and, in bf16-mixed, bfloat16 copies of the linear layers stay in memory. Decoding-time methods
     keep the plain loop; not with quantization or FSDP"""
 
+    def __post_init__(self) -> None:
+        require_in_range(self)
+
     @property
     def trains_part(self) -> bool:
         """Whether some of the network's weights stay as they are, and so need not be in a checkpoint."""
@@ -120,6 +113,7 @@ class SamplingConfig:
     """draw from the likeliest tokens that hold this share of the mass; 1 = all (paper)"""
 
     def __post_init__(self) -> None:
+        require_in_range(self)
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(
                 f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}: lower it"
@@ -167,6 +161,9 @@ class PPOConfig:
     ties: Ties = "exact"
     """episodes that tie at the quantile: keep exactly ⌈α′B⌉ (paper) or every one of them (authors' code)"""
 
+    def __post_init__(self) -> None:
+        require_in_range(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class KLConfig:
@@ -185,6 +182,7 @@ class KLConfig:
     by B (authors' code)"""
 
     def __post_init__(self) -> None:
+        require_in_range(self)
         if self.adaptive and self.init_kl_coef == 0:
             raise UserError(
                 "kl.init_kl_coef=0 would stay 0, as kl.adaptive only multiplies it: set adaptive: false, or "
@@ -202,6 +200,9 @@ class GuardConfig:
     """iterations skipped one after the other before the run ends all the same"""
     crash_bundles: NonNegativeInt = 3
     """failures of a run whose batch is written to its folder crash; 0 = none"""
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +234,7 @@ class QuarkConfig:
     """folder of the pool; none = quark_pool in the run's folder"""
 
     def __post_init__(self) -> None:
+        require_in_range(self)
         if self.quantiles < 2:
             raise UserError(f"quantiles={self.quantiles}: one quantile does not tell good from bad; expected 2 or more")
 
@@ -301,6 +303,7 @@ class EvaluationConfig:
     """bootstrap resamples, by prompt"""
 
     def __post_init__(self) -> None:
+        require_in_range(self)
         if self.confidence >= 1:
             raise UserError(f"confidence={self.confidence}: only an infinite interval is certain; expected less than 1")
         least = math.ceil(round(2 / (1 - self.confidence), 6))

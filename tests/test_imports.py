@@ -35,7 +35,8 @@ PLACES = (
     Place("lightning_rarlhf/errors.py", 0),
     Place("lightning_rarlhf/one_move.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/one_line_parser.py", 0, ("lightning_rarlhf/plain_text.py",)),
-    Place("lightning_rarlhf/config.py", 0, ("lightning_rarlhf/errors.py",)),
+    Place("lightning_rarlhf/config.py", 0, ("lightning_rarlhf/errors.py", "lightning_rarlhf/number_types.py")),
+    Place("lightning_rarlhf/number_types.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/data_types.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/method.py", 0),
     Place(
