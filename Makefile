@@ -32,7 +32,7 @@ help: ## this list
 	@echo "    ARGS='...' for every command, SFT_ARGS='...' for the SFT fit, RA_ARGS='...' for the RA-RLHF fit and the tests."
 	@echo "    Stopped? The same command goes on from the last checkpoint. A finished stage is run again once its folder is deleted."
 
-quickstart: $(RUN_READY) ## SFT, RA-RLHF and test on synthetic data, offline, about 3 minutes on 2 cores
+quickstart: $(RUN_READY) ## SFT, RLHF, RA-RLHF and test on synthetic data, offline, 1-2 minutes on 2 cores
 	$(PY) -m lightning_rarlhf.quickstart
 
 test: $(DEV_READY) ## all tests, offline; ARGS='-k risk -x' goes to pytest

@@ -97,12 +97,12 @@ class RiskSchedule(Callback):
         if self.warmup >= end:
             raise ScheduleError(
                 f"warmup n={self.warmup} is not before ⌈ρM⌉ = ⌈{self.rho}·{total}⌉ = {end}: nothing is left to anneal "
-                "in; lower warmup, or train longer"
+                "in; lower warmup (--trainer.callbacks.warmup), or train longer (--trainer.max_steps)"
             )
         if end >= total:
             raise ScheduleError(
                 f"α={self.risk_level} is never reached: ⌈ρM⌉ = ⌈{self.rho}·{total}⌉ = {end}, but the last iteration is "
-                f"{total - 1}; lower rho, or train longer"
+                f"{total - 1}; lower rho (--trainer.callbacks.rho), or train longer (--trainer.max_steps)"
             )
 
     def _describe(self, batch_size: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
@@ -29,6 +30,10 @@ _USAGE = "train.py {name} --config FILE [--config OVERLAY] [--model.KEY VALUE] [
 
 class OneLineParser(LightningArgumentParser):
     """Says what is wrong in one line, with the nearest valid key, and exits with status 2."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """No shortened names: a misspelt one might be taken for another's beginning."""
+        super().__init__(*args, **{**options, "allow_abbrev": False})
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
         """Take null where a class's argument gets it.
@@ -169,8 +174,23 @@ class TrainCLI(LightningCLI):
         require_readable(self.trainer, config.get("ckpt_path"))
         self.model.config_text = redacted_yaml(self.parser.dump(self.config, skip_none=False))
         if self.config.subcommand == "fit":
+            _try_optimizer(self.model)
             whole = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
             self.model.method_settings = method_settings(whole["fit"])
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, RunCheckpoint):
                 callback.record = self._resume_record
+
+
+def _try_optimizer(model: Any) -> None:
+    """Make the optimizer once over nothing that matters: what it refuses is refused before anything is loaded.
+
+    Raises:
+        UserError: settings that the optimizer does not take.
+    """
+    try:
+        model.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.optimizer: {first_line(error)}") from error

@@ -342,7 +342,8 @@ class LanguageModule(EvaluatedModule):
             )
         super().on_load_checkpoint(checkpoint)
         if "state_dict" in checkpoint:
-            require_trained(self, checkpoint["state_dict"], trains_part=self.policy_config.trains_part)
+            trains_part = self.policy_config.trains_part
+            require_trained(self, checkpoint["state_dict"], trains_part=trains_part, made_by=made_by)
         if checkpoint["sampling_seed"] != self.seed:
             rank_zero_info(f"the run goes on with its own seed, {checkpoint['sampling_seed']}, not {self.seed}")
         self.seed = checkpoint["sampling_seed"]

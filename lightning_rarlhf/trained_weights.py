@@ -30,13 +30,16 @@ def only_trained(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in omitted}
 
 
-def require_trained(module: nn.Module, state: Mapping[str, Tensor], *, trains_part: bool) -> None:
+def require_trained(
+    module: nn.Module, state: Mapping[str, Tensor], *, trains_part: bool, made_by: str | None = None
+) -> None:
     """See that a checkpoint's weights are those that `module` expects, name by name and shape by shape.
 
     Args:
         module: built as the run's settings say.
         state: the checkpoint's weights.
         trains_part: of the policy's network, so that its frozen weights are not to be there.
+        made_by: class of the module that wrote the checkpoint, if it is known.
 
     Raises:
         UserError: with the first names that are missing, unknown, frozen or of another shape.
@@ -51,6 +54,9 @@ def require_trained(module: nn.Module, state: Mapping[str, Tensor], *, trains_pa
         for name in state.keys() & expected.keys()
         if state[name].shape != expected[name].shape
     )
+    cause = "it was made with other settings of model.policy (pretrained, lora, frozen_layers, quantization)"
+    if made_by not in (None, type(module).__name__):
+        cause = f"it was made by {made_by}, this is {type(module).__name__}"
     for fault, names in (
         ("lacks", missing),
         ("has unknown", unknown),
@@ -59,7 +65,4 @@ def require_trained(module: nn.Module, state: Mapping[str, Tensor], *, trains_pa
     ):
         if names:
             more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-            raise UserError(
-                f"checkpoint: {fault} {', '.join(names[:2])}{more}; it was made with other settings of model.policy "
-                "(pretrained, lora, frozen_layers, quantization): give the run's own"
-            )
+            raise UserError(f"checkpoint: {fault} {', '.join(names[:2])}{more}; {cause}: give the run's own")

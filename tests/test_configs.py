@@ -171,6 +171,22 @@ def test_the_papers_numbers_stand_in_the_configuration(task, settings):
     assert sft["data"]["init_args"]["text_tokens"] == 64
 
 
+def test_null_unsets_what_a_configuration_sets(capsys):
+    unset = ("evaluation.toxicity_of", "ppo.target_kl", "reward.device", "policy.revision")
+    options = [word for name in unset for word in (f"--model.{name}", "null")]
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["fit", "--config", str(ROOT / "configs/jigsaw.yaml"), *options, "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    reward = model["reward"]["init_args"]
+    found = (
+        model["evaluation"]["toxicity_of"],
+        model["ppo"]["target_kl"],
+        reward["device"],
+        model["policy"]["revision"],
+    )
+    assert found == (None, None, None, None)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_rlhf_is_the_same_configuration_without_the_schedule(task):
     overlay = yaml.safe_load((ROOT / "configs" / "rlhf" / f"{task}.yaml").read_text())
