@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
+from transformers import AutoTokenizer
 
 from callbacks import RiskSchedule, StopOnSignal
 from lightning_rarlhf.config import EvaluationConfig, KLConfig, LoRAConfig, PolicyConfig, PPOConfig, SamplingConfig
@@ -21,6 +23,7 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
 from tests.quiet_trainer import quiet_trainer
+from tests.tiny_models import save_classifier, save_tokenizer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*treespec.*:FutureWarning",
@@ -305,6 +308,24 @@ def test_the_reference_of_an_evaluations_kl_bans_no_end_of_text(policy_folder, t
         logits = module.actor.lm(samples.sequences).logits[:, -1 - samples.response_mask.shape[1] : -1]
     kept = 1 - logits.softmax(-1)[:, :4, module.actor.eos_token_ids].sum(-1)
     assert found["val/kl_mean"] == pytest.approx(-kept.log().sum(1).mean().item(), rel=1e-4)
+
+
+def test_each_test_counts_the_texts_that_it_cut_itself(policy_folder, tmp_path):
+    """A classifier that reads 6 tokens: what it cut in a validation or in another test is not the test's."""
+    short = tmp_path / "short"
+    save_tokenizer(save_classifier(short), pad="<pad>", context=6)
+    module = module_of(policy_folder)
+    module.reward, tokenizer = ClassifierReward(str(short), label="toxic"), AutoTokenizer.from_pretrained(short)
+    trainer = quiet_trainer(tmp_path)
+    trainer.validate(module, datamodule=Prompts(), verbose=False)
+    assert module.reward.texts_cut > 0
+    for _ in range(2):
+        trainer.test(module, datamodule=Prompts(), verbose=False)
+        rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
+        texts = [row["prompt"] + end for row in rows for end in ("", row["response"])]
+        cut = sum(len(ids) > 6 for ids in tokenizer(texts)["input_ids"])
+        assert 0 < cut < len(rows)
+        assert json.loads((tmp_path / "results.json").read_text())["texts_cut"] == {"reward": cut}
 
 
 @pytest.mark.parametrize(

@@ -165,13 +165,31 @@ def test_ratios_leave_out_rows_of_unknown_class() -> None:
 # seeds
 
 
-def test_same_seed_same_rows_other_seed_other_rows() -> None:
-    labels, sources = pool(train=(300, 300), test=(300, 300))
+@pytest.mark.parametrize("files", [("train", "test"), ("train", "test", "val")])
+def test_same_seed_same_rows_other_seed_other_rows(files: tuple[str, ...]) -> None:
+    """Other rows, not the same ones in another order; validation has a file of its own, or what the others leave."""
+    labels, sources = pool(**dict.fromkeys(files, (300, 300)))
     quotas = {"train": Quota(wanted_fraction=0.5, size=100), "test": Quota(size=100), "val_size": 50}
     first, again, other = (select(labels, sources, **quotas, seed=seed) for seed in (1, 1, 2))
     for split in ("train", "val", "test"):
         assert np.array_equal(getattr(first, split), getattr(again, split))
-        assert not np.array_equal(getattr(first, split), getattr(other, split))
+        assert set(getattr(first, split)) != set(getattr(other, split))
+
+
+def test_validation_is_drawn_by_the_seed_from_what_is_left_over() -> None:
+    labels = np.array([1, 0] * 100, dtype=np.int8)
+    rows = np.arange(200)
+    first, again, other = (hold_out(rows[:20], rows[20:], labels, 10, seed)[1] for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert set(first) != set(other)
+
+
+def test_a_file_is_divided_by_the_seed() -> None:
+    labels = np.array([1] * 60 + [0] * 40, dtype=np.int8)
+    first, again, other = (divide(np.arange(100), labels, 0.2, seed)[1] for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    for label in (1, 0):
+        assert set(first[labels[first] == label]) != set(other[labels[other] == label])
 
 
 def test_one_split_moves_no_other() -> None:
