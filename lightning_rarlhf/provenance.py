@@ -30,7 +30,7 @@ def training_record(module: str, settings: Mapping[str, Any] | None, *, seed: in
         module: the method's class.
         settings: `method_settings` of the command; None where there was no command line.
         seed: of the training.
-        steps: optimizer steps taken.
+        steps: that the trainer counted: iterations of PPO and Quark, optimizer steps of everything else.
     """
     return {
         "module": module,

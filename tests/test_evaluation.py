@@ -348,6 +348,7 @@ def test_a_rate_of_several_completions_is_a_mean_over_prompts(tmp_path):
     assert found == mean_interval([count / 3 for count in stops], confidence=0.95, resamples=200, seed=0)
     assert found.estimate == pytest.approx(9 / 15)
     assert found.n == 40
+    assert found.method == "studentised bootstrap"
 
 
 def test_what_is_unknown_is_left_out_and_n_says_so(tmp_path):

@@ -32,6 +32,7 @@ def method_of(run: Run) -> dict[str, Any]:
         "method": {name: value for name, value in drawn_by(run).items() if name not in _OF_ONE_RUN},
         "training.module": training.get("module"),
         "training.settings": training.get("settings"),
+        "training.chosen": training.get("chosen"),
     }
     return dict(_flat(known, ""))
 
@@ -86,6 +87,13 @@ def reference_of(name: object) -> str:
 def seeds_unknown(runs: Sequence[Run]) -> bool:
     """Whether nothing but folders or labels says that several runs are seeds of one method."""
     return len(runs) > 1 and not all(training_of(run).get("method_sha256") for run in runs)
+
+
+def unequal_steps(runs: Sequence[Run]) -> list[int]:
+    """How long seeds of one method were trained, if not equally and not as validation chose, ascending; else empty."""
+    records = [training_of(run) for run in runs]
+    steps = {record["steps"] for record in records if record and not record.get("chosen")}
+    return sorted(steps) if len(steps) > 1 else []
 
 
 def _its_own(run: Run) -> Iterator[str]:

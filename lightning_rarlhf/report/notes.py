@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lightning_rarlhf.report.comparison import Comparison
-from lightning_rarlhf.report.identity import same_reference, seeds_unknown
+from lightning_rarlhf.report.identity import same_reference, seeds_unknown, unequal_steps
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.numbers import decimals_for, ends, number
 from lightning_rarlhf.report.training_chance import has_moved
@@ -14,9 +14,9 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_new_tokens", "max_new_tokens"
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Of unequal sampling, seeds without a record, unequal references, and KL where its difference is clear."""
+    """Of unequal sampling, seeds without a record or unequally long, unequal references, and KL if clearly unequal."""
     methods = comparison.methods
-    return [*_sampling(methods), *_unrecorded(methods), *_references(methods), *_kl(comparison)]
+    return [*_sampling(methods), *_unrecorded(methods), *_lengths(methods), *_references(methods), *_kl(comparison)]
 
 
 def one_reference(methods: Sequence[Method]) -> bool:
@@ -41,6 +41,15 @@ def _unrecorded(methods: Sequence[Method]) -> Iterator[str]:
     for method in methods:
         if seeds_unknown(method.runs):
             yield f"{method.label}: how its runs were trained is not recorded; they are taken as seeds by name."
+
+
+def _lengths(methods: Sequence[Method]) -> Iterator[str]:
+    for method in methods:
+        if steps := unequal_steps(method.runs):
+            yield (
+                f"{method.label}: its runs were trained for {', '.join(map(str, steps))} steps; unless validation "
+                "chose that (early stopping, best checkpoint), they are not seeds of one method."
+            )
 
 
 def _references(methods: Sequence[Method]) -> Iterator[str]:

@@ -25,9 +25,10 @@ Array: TypeAlias = NDArray[np.float64]
 def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
     """Numbers of the runs that are training seeds of one point, in the order of their first.
 
-    Runs whose training is recorded are seeds if the record differs in the seed alone; where one seed comes up again,
-    as several checkpoints of each training, only those of equal steps are. Runs whose training is not recorded are
-    seeds if their folders differ in a seed alone.
+    Runs whose training is recorded are seeds if the record differs in the seed alone: checkpoints after unequal steps
+    are points of their own. Best checkpoints are seeds whatever their steps, which each training's validation chose;
+    where one seed comes up again, only those of equal steps are. Runs whose training is not recorded are seeds if their
+    folders differ in a seed alone.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, run in enumerate(runs):
@@ -86,5 +87,7 @@ def _noise(seeds: Array, resamples: int, generator: np.random.Generator) -> Arra
 def _point(run: Run) -> tuple[object, ...]:
     training = training_of(run)
     if training.get("method_sha256"):
-        return "recorded", training["method_sha256"], str(run.identity.get("sampling")), str(run.identity.get("method"))
+        length = training.get("chosen") or training["steps"]
+        drawn = str(run.identity.get("sampling")), str(run.identity.get("method"))
+        return "recorded", training["method_sha256"], length, *drawn
     return "folder", method_folder(run.folder)

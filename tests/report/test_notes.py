@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_rarlhf.provenance import training_record
 from lightning_rarlhf.report.comparison import compare
 from lightning_rarlhf.report.methods import group
 from lightning_rarlhf.report.notes import notes
@@ -36,3 +37,20 @@ def test_unequal_kl_is_said_of_every_method_but_the_reference(
     assert bool(named) == bool(found) == bool(said)
     for each, start in zip(named[1].split(", ") if named else [], said, strict=True):
         assert each.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("steps", "chosen", "said"), [((50, 50), {}, False), ((50, 100), {}, True), ((50, 100), {"chosen": "best"}, False)]
+)
+def test_seeds_of_unequal_length_are_named(
+    tmp_path: Path, steps: tuple[int, ...], chosen: dict[str, str], said: bool
+) -> None:
+    runs = []
+    for seed, length in enumerate(steps):
+        training = training_record("PPO", {"lr": 1}, seed=seed, steps=length) | chosen
+        runs.append(read_run(write_run(tmp_path / str(seed), scores_of(seed), training=training)))
+    sentence = (
+        "RLHF: its runs were trained for 50, 100 steps; unless validation chose that (early stopping, best "
+        "checkpoint), they are not seeds of one method."
+    )
+    assert notes(compare(group(runs, ["RLHF", "RLHF"]), resamples=60)) == ([sentence] if said else [])

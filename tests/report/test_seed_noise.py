@@ -15,9 +15,18 @@ from tests.report.run_folders import scores_of, write_run
 
 
 def run(
-    folder: Path, name: str, number: int, *, seed: int, target: float = 1.0, steps: int = 9, kl: float = 1.0
+    folder: Path,
+    name: str,
+    number: int,
+    *,
+    seed: int,
+    target: float = 1.0,
+    steps: int = 9,
+    kl: float = 1.0,
+    chosen: str | None = None,
 ) -> Run:
     training = training_record("PPO", {"target": target}, seed=seed, steps=steps)
+    training |= {"chosen": chosen} if chosen else {}
     return read_run(write_run(folder / name, scores_of(number, gain=kl**0.5), kl=kl, training=training))
 
 
@@ -31,6 +40,15 @@ def test_seeds_are_told_by_their_records_wherever_they_lie(tmp_path: Path) -> No
 def test_checkpoints_of_several_trainings_are_grouped_by_their_steps(tmp_path: Path) -> None:
     runs = [run(tmp_path, f"r{n}", n, seed=n % 2, steps=5 * (1 + n // 2)) for n in range(4)]
     assert seed_groups(runs) == [[0, 1], [2, 3]]
+
+
+def test_runs_of_unequal_length_are_points_of_their_own_unless_validation_chose_it(tmp_path: Path) -> None:
+    runs = [run(tmp_path, f"r{n}", n, seed=n, steps=50 * (n + 1)) for n in range(2)]
+    assert seed_groups(runs) == [[0], [1]]
+    best = [run(tmp_path, f"b{n}", 5 + n, seed=n % 2, steps=50 * (n + 1), chosen="best") for n in range(3)]
+    assert seed_groups(best[:2]) == [[0, 1]]
+    assert seed_groups(best) == [[0], [1], [2]]  # seed 0 comes up again
+    assert seed_groups([runs[0], best[1]]) == [[0], [1]]
 
 
 def test_without_records_folders_that_differ_in_a_seed_are_seeds(tmp_path: Path) -> None:
