@@ -32,7 +32,6 @@ def method_of(run: Run) -> dict[str, Any]:
         "method": {name: value for name, value in drawn_by(run).items() if name not in _OF_ONE_RUN},
         "training.module": training.get("module"),
         "training.settings": training.get("settings"),
-        "training.chosen": training.get("chosen"),
     }
     return dict(_flat(known, ""))
 
@@ -90,9 +89,8 @@ def seeds_unknown(runs: Sequence[Run]) -> bool:
 
 
 def unequal_steps(runs: Sequence[Run]) -> list[int]:
-    """How long seeds of one method were trained, if not equally and not as validation chose, ascending; else empty."""
-    records = [training_of(run) for run in runs]
-    steps = {record["steps"] for record in records if record and not record.get("chosen")}
+    """How long seeds of one method were trained, ascending; empty if equally or not recorded."""
+    steps = {training_of(run)["steps"] for run in runs if training_of(run)}
     return sorted(steps) if len(steps) > 1 else []
 
 

@@ -25,23 +25,35 @@ Array: TypeAlias = NDArray[np.float64]
 def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
     """Numbers of the runs that are training seeds of one point, in the order of their first.
 
-    Runs whose training is recorded are seeds if the record differs in the seed alone: checkpoints after unequal steps
-    are points of their own. Best checkpoints are seeds whatever their steps, which each training's validation chose;
-    where one seed comes up again, only those of equal steps are. Runs whose training is not recorded are seeds if their
-    folders differ in a seed alone.
+    Runs whose training is recorded are seeds if the record differs in the seed alone. After unequal steps they are
+    checkpoints, hence points of their own, unless their folders say that they are seeds, as where validation chose how
+    long each was trained. Runs whose training is not recorded are seeds if their folders differ in a seed alone.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, run in enumerate(runs):
         groups.setdefault(_point(run), []).append(number)
     found: list[list[int]] = []
     for members in groups.values():
-        seeds = [training_of(runs[number]).get("seed") for number in members]
-        if len(set(seeds)) == len(seeds) or seeds[0] is None:
-            found.append(members)
-            continue
-        steps = [training_of(runs[number]).get("steps") for number in members]
-        found += [[n for n, own in zip(members, steps, strict=True) if own == each] for each in dict.fromkeys(steps)]
-    return sorted(found)
+        for group in _of_equal_steps(runs, members):
+            merged = next((other for other in found if _are_named_seeds(runs, [*other, *group], members)), None)
+            if merged is None:
+                found.append(group)
+            else:
+                merged.extend(group)
+    return sorted(map(sorted, found))
+
+
+def _of_equal_steps(runs: Sequence[Run], members: Sequence[int]) -> list[list[int]]:
+    steps = {number: training_of(runs[number]).get("steps") for number in members}
+    return [[number for number in members if steps[number] == each] for each in dict.fromkeys(steps.values())]
+
+
+def _are_named_seeds(runs: Sequence[Run], numbers: Sequence[int], members: Sequence[int]) -> bool:
+    """Whether they are of one method, and neither a folder but for its seed nor a seed tells them apart."""
+    if not set(numbers) <= set(members):
+        return False
+    seeds = [training_of(runs[number]).get("seed") for number in numbers]
+    return len({method_folder(runs[number].folder) for number in numbers}) == 1 and len(set(seeds)) == len(seeds)
 
 
 def has_unseeded_points(method: Method) -> bool:
@@ -87,7 +99,5 @@ def _noise(seeds: Array, resamples: int, generator: np.random.Generator) -> Arra
 def _point(run: Run) -> tuple[object, ...]:
     training = training_of(run)
     if training.get("method_sha256"):
-        length = training.get("chosen") or training["steps"]
-        drawn = str(run.identity.get("sampling")), str(run.identity.get("method"))
-        return "recorded", training["method_sha256"], length, *drawn
+        return "recorded", training["method_sha256"], str(run.identity.get("sampling")), str(run.identity.get("method"))
     return "folder", method_folder(run.folder)

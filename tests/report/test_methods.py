@@ -62,12 +62,9 @@ def test_one_run_twice_is_no_two_seeds(runs: list[Run]) -> None:
         group([runs[0], runs[0]], ["a", "a"])
 
 
-def trained(
-    folder: Path, seed: int, *, number: int, kl_target: float = 6.0, chosen: str = "", **identity: object
-) -> Run:
+def trained(folder: Path, seed: int, *, number: int, kl_target: float = 6.0, **identity: object) -> Run:
     settings = {"model": {"kl": {"target": kl_target}}}
     training = training_record("RiskAversePPOModule", settings, seed=seed, steps=10)
-    training |= {"chosen": chosen} if chosen else {}
     return read_run(write_run(folder, scores_of(number), **({"training": training} | identity)))
 
 
@@ -85,7 +82,6 @@ def test_runs_that_differ_in_the_training_seed_alone_are_seeds(tmp_path: Path) -
         ({"training": None}, r"training.module is RiskAversePPOModule in .*first, not set in .*other"),
         ({"module": "SFTModule"}, r"module is PPO in .*first, SFTModule in .*other"),
         ({"sampling": {"temperature": 2.0, "top_p": 1.0}}, r"sampling.temperature is 1.0 in .*first, 2.0 in .*other"),
-        ({"chosen": "best"}, r"training.chosen is not set in .*first, best in .*other"),
         ({"method": {"k": 4}}, r"method.k is not set in .*first, 4 in .*other"),
     ],
 )

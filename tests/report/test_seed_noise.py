@@ -23,10 +23,8 @@ def run(
     target: float = 1.0,
     steps: int = 9,
     kl: float = 1.0,
-    chosen: str | None = None,
 ) -> Run:
     training = training_record("PPO", {"target": target}, seed=seed, steps=steps)
-    training |= {"chosen": chosen} if chosen else {}
     return read_run(write_run(folder / name, scores_of(number, gain=kl**0.5), kl=kl, training=training))
 
 
@@ -42,13 +40,17 @@ def test_checkpoints_of_several_trainings_are_grouped_by_their_steps(tmp_path: P
     assert seed_groups(runs) == [[0, 1], [2, 3]]
 
 
-def test_runs_of_unequal_length_are_points_of_their_own_unless_validation_chose_it(tmp_path: Path) -> None:
-    runs = [run(tmp_path, f"r{n}", n, seed=n, steps=50 * (n + 1)) for n in range(2)]
-    assert seed_groups(runs) == [[0], [1]]
-    best = [run(tmp_path, f"b{n}", 5 + n, seed=n % 2, steps=50 * (n + 1), chosen="best") for n in range(3)]
-    assert seed_groups(best[:2]) == [[0, 1]]
-    assert seed_groups(best) == [[0], [1], [2]]  # seed 0 comes up again
-    assert seed_groups([runs[0], best[1]]) == [[0], [1]]
+def test_runs_of_unequal_length_are_points_of_their_own_unless_their_folders_name_seeds(tmp_path: Path) -> None:
+    def groups(names: tuple[str, ...], seeds: tuple[int, ...], steps: tuple[int, ...]) -> list[list[int]]:
+        runs = [run(tmp_path, name, n, seed=seeds[n], steps=steps[n]) for n, name in enumerate(names)]
+        return seed_groups(runs)
+
+    assert groups(("x", "y"), (0, 1), (50, 100)) == [[0], [1]]
+    assert groups(("x", "y", "z"), (0, 1, 2), (50, 100, 50)) == [[0, 2], [1]]
+    best = ("kl6/seed_0", "kl6/seed_1", "kl6/seed_2")
+    assert groups(best, (0, 1, 2), (50, 100, 50)) == [[0, 1, 2]]
+    assert groups(best, (0, 1, 0), (50, 100, 150)) == [[0, 1], [2]]  # seed 0 comes up again
+    assert groups((*best, "other"), (0, 1, 2, 3), (50, 100, 50, 100)) == [[0, 2], [1, 3]]
 
 
 def test_without_records_folders_that_differ_in_a_seed_are_seeds(tmp_path: Path) -> None:

@@ -64,7 +64,6 @@ def test_a_tested_export_says_what_trained_it(trained: Path) -> None:
     a, b, c = (json.loads((trained / name / "results.json").read_text())["training"] for name in "abc")
     assert a["method_sha256"] == b["method_sha256"] != c["method_sha256"]
     assert (a["steps"], a["module"]) == (1, "RiskAversePPOModule")  # an iteration, of three optimizer steps
-    assert "chosen" not in a
     assert a["seed"] != b["seed"] == 7
     assert c["settings"]["model"]["init_args"]["kl"]["init_kl_coef"] == 0.9
 
