@@ -249,7 +249,7 @@ class PPOStats:
     approx_kl: float
     """½ mean (log π − log π_old)², in nats²"""
     clip_fraction: float
-    """share of tokens whose ratio was clipped"""
+    """share of tokens whose clipped objective was the worse one, so that they gave no gradient"""
     ratio_mean: float
     grad_norm: float
     """global norm of the gradient before clipping"""

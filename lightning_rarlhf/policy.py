@@ -32,8 +32,8 @@ _PLAIN = SamplingConfig()  # temperature 1, no filter: the log-probabilities of 
 class LanguageModel(nn.Module):
     """A causal language model cut in two, trunk and head, so that logits are made for response tokens only.
 
-    Dropout is off in every pass, sampling and gradient passes alike: the probability ratio of the first PPO epoch is
-    then exactly 1. (The authors' code samples with dropout on.)
+    Dropout is off in every pass, sampling and gradient passes alike: the probability ratios of the first PPO epoch are
+    then 1, up to rounding. (The authors' code samples with dropout on.)
 
     Attributes:
         lm: the transformers model, in eval mode.

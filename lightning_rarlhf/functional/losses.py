@@ -21,7 +21,7 @@ class PolicyLoss(NamedTuple):
 
     loss: Tensor
     approx_kl: Tensor
-    """mean ½ (log π - log π_old)², in nats"""
+    """mean ½ (log π - log π_old)², in nats²"""
     clip_fraction: Tensor
     """share of tokens whose clipped objective is the worse one, so that they give no gradient"""
     ratio_mean: Tensor
