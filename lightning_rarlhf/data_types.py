@@ -19,6 +19,12 @@ def _require(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dty
         raise ValueError(f"{name}: expected {dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
 
 
+def _require_states(name: str, states: Tensor | None, rows: int, columns: int) -> None:
+    """Hidden states of any width and type; None = there are none."""
+    if states is not None and (states.dim() != 3 or tuple(states.shape[:2]) != (rows, columns)):
+        raise ValueError(f"{name}: expected [{rows}, {columns}, H], got {list(states.shape)}")
+
+
 class _Batch:
     """What all the batch types share: moving to a device and choosing rows, field by field."""
 
@@ -128,6 +134,8 @@ class Samples(_Batch):
             _require("logprobs", self.logprobs, (rows, width), torch.float32)
         if self.entropy is not None:
             _require("entropy", self.entropy, (rows, width), torch.float32)
+        _require_states("hidden", self.hidden, rows, width)
+        _require_states("frozen_states", self.frozen_states, rows, columns + width)
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -206,10 +214,13 @@ class PPOBatch(_Batch):
 
     def __post_init__(self) -> None:
         rows, width = self.response_mask.shape
+        columns = self.sequences.shape[1]
+        _require("sequences", self.sequences, (rows, columns), torch.int64)
+        _require("attention_mask", self.attention_mask, (rows, columns), torch.bool)
         _require("response_mask", self.response_mask, (rows, width), torch.bool)
-        _require("attention_mask", self.attention_mask, tuple(self.sequences.shape), torch.bool)
         for name in ("logprobs", "values", "advantages", "returns"):
             _require(name, getattr(self, name), (rows, width), torch.float32)
+        _require_states("frozen_states", self.frozen_states, rows, columns)
 
     def __len__(self) -> int:
         return int(self.sequences.shape[0])

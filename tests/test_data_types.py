@@ -5,21 +5,31 @@ import dataclasses
 import pytest
 import torch
 
-from lightning_rarlhf.data_types import PPOBatch, TextBatch
+from lightning_rarlhf.data_types import PPOBatch, Samples, TextBatch
 from tests.test_sampling import batch_of
 
 
-def ppo_batch(rows: int = 5) -> PPOBatch:
+def samples(**changed) -> Samples:
+    """Two rows of one prompt token and three of a response."""
+    right = {
+        "batch": batch_of([[3], [4]]),
+        "sequences": torch.zeros(2, 4, dtype=torch.int64),
+        "response_mask": torch.ones(2, 3, dtype=torch.bool),
+        "responses": ("a", "b"),
+        "hidden": torch.zeros(2, 3, 5),
+        "frozen_states": torch.zeros(2, 4, 5, dtype=torch.bfloat16),
+    }
+    return Samples(**(right | changed))
+
+
+def ppo_batch(rows: int = 5, **changed) -> PPOBatch:
     numbers = torch.arange(rows, dtype=torch.float32)[:, None].repeat(1, 2)
-    return PPOBatch(
-        sequences=torch.arange(rows)[:, None].repeat(1, 4),
-        attention_mask=torch.ones(rows, 4, dtype=torch.bool),
-        response_mask=torch.ones(rows, 2, dtype=torch.bool),
-        logprobs=numbers,
-        values=numbers,
-        advantages=numbers,
-        returns=numbers,
-    )
+    right = {
+        "sequences": torch.arange(rows)[:, None].repeat(1, 4),
+        "attention_mask": torch.ones(rows, 4, dtype=torch.bool),
+        "response_mask": torch.ones(rows, 2, dtype=torch.bool),
+    } | dict.fromkeys(("logprobs", "values", "advantages", "returns"), numbers)
+    return PPOBatch(**(right | changed))
 
 
 def test_rows_are_chosen_in_every_field():
@@ -59,3 +69,36 @@ def test_the_order_is_the_generators():
 def test_a_mask_that_is_not_bool_is_refused():
     with pytest.raises(ValueError, match=r"attention_mask: expected torch.bool \[1, 2\], got torch.int64"):
         TextBatch(input_ids=torch.zeros(1, 2, dtype=torch.int64), attention_mask=torch.ones(1, 2, dtype=torch.int64))
+
+
+WRONG_BATCHES = {
+    "sequences that are no token ids": ({"sequences": torch.zeros(5, 4)}, r"sequences: expected torch.int64 \[5, 4\]"),
+    "a row more": (
+        {"sequences": torch.zeros(6, 4, dtype=torch.int64), "attention_mask": torch.ones(6, 4, dtype=torch.bool)},
+        r"sequences: expected torch.int64 \[5, 4\], got torch.int64 \[6, 4\]",
+    ),
+    "one state a row": ({"frozen_states": torch.zeros(5, 1)}, r"frozen_states: expected \[5, 4, H\], got \[5, 1\]"),
+    "states of other rows": ({"frozen_states": torch.zeros(7, 4, 5)}, r"frozen_states: expected \[5, 4, H\], got \[7"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_BATCHES)
+def test_a_ppo_batch_of_other_shapes_is_refused(case):
+    ppo_batch(frozen_states=torch.zeros(5, 4, 5, dtype=torch.bfloat16))
+    changed, message = WRONG_BATCHES[case]
+    with pytest.raises(ValueError, match=message):
+        ppo_batch(**changed)
+
+
+WRONG_SAMPLES = {
+    "frozen_states": (torch.zeros(2, 3, 5), r"frozen_states: expected \[2, 4, H\], got \[2, 3, 5\]"),
+    "hidden": (torch.zeros(1, 3, 5), r"hidden: expected \[2, 3, H\], got \[1, 3, 5\]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SAMPLES)
+def test_states_of_other_samples_are_refused(name):
+    samples()
+    states, message = WRONG_SAMPLES[name]
+    with pytest.raises(ValueError, match=message):
+        samples(**{name: states})
