@@ -194,7 +194,7 @@ class EvaluatedModule(GuardedModule):
         """Process 0 writes for all."""
         if not self.trainer.is_global_zero:
             return None
-        return GenerationWriter(self._run_folder / name, self.actor.eos_token_ids)
+        return GenerationWriter(self._run_folder / name)
 
     def _write_generations(self, batch: PromptBatch) -> None:
         with unsharded(self.actor):

@@ -62,7 +62,6 @@ def draw_score_distributions(
     *,
     title: str,
     subtitle: str = "",
-    unit: str = "points",
     alpha: float = 0.1,
 ) -> Path:
     """Write a PNG: a histogram per policy on one scale, and beside them the mean score of the worst q %.
@@ -74,7 +73,6 @@ def draw_score_distributions(
         path: the file; its folder is made if need be.
         title: what the picture shows.
         subtitle: a line below the title: how it was measured.
-        unit: of the scores.
         alpha: risk level of the marked tail, in (0, 1).
 
     Raises:
@@ -90,7 +88,7 @@ def draw_score_distributions(
         if not np.isfinite(values).all():
             raise ValueError(f"scores: {name} has {int((~np.isfinite(values)).sum())} that are NaN or infinite")
     with rc_context(STYLE):
-        figure = _compose(samples, title, subtitle, unit, alpha)
+        figure = _compose(samples, title, subtitle, alpha)
         FigureCanvasAgg(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         with in_one_move(path) as partial:
@@ -98,7 +96,7 @@ def draw_score_distributions(
     return path
 
 
-def _compose(samples: dict[str, Scores], title: str, subtitle: str, unit: str, alpha: float) -> Figure:
+def _compose(samples: dict[str, Scores], title: str, subtitle: str, alpha: float) -> Figure:
     from matplotlib.figure import Figure
 
     height = 2.3 + 1.2 * max(2, len(samples))  # inches, of which a fixed part is for the title and the lowest axis
@@ -118,8 +116,8 @@ def _compose(samples: dict[str, Scores], title: str, subtitle: str, unit: str, a
         axes.set_title(name, loc="right", y=0.72, fontsize=11, weight="bold", color=colour)
         curves.plot(np.arange(1, 101), worst_share_means(values), color=colour, linewidth=2, label=name)
         _mark_curve(curves, marks, alpha, colour)
-    _label_rows(rows, unit, alpha)
-    _label_curves(curves, unit, alpha)
+    _label_rows(rows, alpha)
+    _label_curves(curves, alpha)
     return figure
 
 
@@ -179,7 +177,7 @@ def _reach(interval: Interval) -> list[list[float]]:
     return [[max(0.0, interval.estimate - interval.low)], [max(0.0, interval.high - interval.estimate)]]
 
 
-def _label_rows(rows: list[Axes], unit: str, alpha: float) -> None:
+def _label_rows(rows: list[Axes], alpha: float) -> None:
     low, high = rows[0].dataLim.intervalx
     room = 0.08 * (high - low)  # for the number to the left of a tail at the very end
     for axes in rows:
@@ -192,16 +190,16 @@ def _label_rows(rows: list[Axes], unit: str, alpha: float) -> None:
         loc="left",
         fontsize=10,
     )
-    rows[-1].set_xlabel(f"score ({unit})")
+    rows[-1].set_xlabel("score (points)")
 
 
-def _label_curves(axes: Axes, unit: str, alpha: float) -> None:
+def _label_curves(axes: Axes, alpha: float) -> None:
     from matplotlib.lines import Line2D
 
     axes.set_xlim(0, 100)
     axes.set_xticks([10, 25, 50, 75, 100])
     axes.set_xlabel("q, share of outputs from the worst up (%)")
-    axes.set_title(f"mean score of the worst q % ({unit})", fontsize=10, loc="left")
+    axes.set_title("mean score of the worst q % (points)", fontsize=10, loc="left")
     axes.grid(color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)

@@ -71,18 +71,13 @@ def rows_by_prompt(completions: Sequence[Completions], prompt_scores: Tensor, eo
 class GenerationWriter:
     """Streams generations to ``<file>.partial``; the file itself is replaced only when all of them are written."""
 
-    def __init__(self, path: Path, eos_token_ids: Tensor) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
-        self._eos_token_ids = eos_token_ids
         with or_say_why(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # a lone surrogate, which UTF-8 cannot hold, becomes the escape that JSON has for it
             self._file = self.partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
-
-    def add(self, completions: Sequence[Completions], prompt_scores: Tensor) -> None:
-        """Write one batch; arguments as of `rows_by_prompt`."""
-        self.write(rows_by_prompt(completions, prompt_scores, self._eos_token_ids))
 
     def write(self, prompts: Iterable[Sequence[Row]]) -> None:
         """Write the rows of each prompt, as `rows_by_prompt` makes them.

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_rarlhf.functional.risk import cvar
-from lightning_rarlhf.functional.tail_reward import lowest_reward, tail_reward
+from lightning_rarlhf.functional.tail_reward import tail_reward
 from lightning_rarlhf.functional.text import distinct_ngrams, repetition_rate
 from lightning_rarlhf.functional.toxicity import TOXIC_FROM, maximum_toxicity
 
@@ -58,16 +58,16 @@ class ScoreSummary(Metric):
 
 
 class TailReward(Metric):
-    """Mean reward on hard prompts: ``score_tail_le_<t>`` by threshold, ``score_tail_lowest_<100 q>`` by share."""
+    """Mean reward on hard prompts: ``score_tail_le_<t>`` by threshold."""
 
     full_state_update = False
     higher_is_better = True
     scores: list[Tensor]
     prompt_scores: list[Tensor]
 
-    def __init__(self, thresholds: Sequence[float] = (), shares: Sequence[float] = (), **kwargs: Any) -> None:
+    def __init__(self, thresholds: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.thresholds, self.shares = tuple(thresholds), tuple(shares)
+        self.thresholds = tuple(thresholds)
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("prompt_scores", default=[], dist_reduce_fx="cat")
 
@@ -79,8 +79,7 @@ class TailReward(Metric):
     def compute(self) -> dict[str, Tensor]:
         """NaN for a threshold that no prompt is under."""
         scores, prompt_scores = dim_zero_cat(self.scores), dim_zero_cat(self.prompt_scores)
-        under = {threshold_name(t): tail_reward(scores, prompt_scores, t) for t in self.thresholds}
-        return under | {share_name(q): lowest_reward(scores, prompt_scores, q) for q in self.shares}
+        return {threshold_name(t): tail_reward(scores, prompt_scores, t) for t in self.thresholds}
 
 
 class _Mean(Metric):

@@ -13,7 +13,7 @@ from lightning_rarlhf.data_types import PPOBatch, PromptBatch, Rollout, Samples,
 from lightning_rarlhf.errors import RewardError, first_few
 from lightning_rarlhf.functional.advantages import episode_returns, gae, token_rewards
 from lightning_rarlhf.functional.masked import masked_whiten
-from lightning_rarlhf.functional.risk import tail_rows, tail_size
+from lightning_rarlhf.functional.risk import tail_rows, tail_size, value_at_risk
 from lightning_rarlhf.policy import ActorCritic, Reference
 from lightning_rarlhf.reward_models import RewardModel
 
@@ -83,7 +83,8 @@ def prepare_ppo_batch(
         returns=returns[kept],
         frozen_states=None if states is None else states[kept],
     )
-    return batch, kept, _report(rollout, statistic, kept, episode_returns(rewards, mask, config.gamma))
+    report = _report(rollout, statistic, kept, risk_level, episode_returns(rewards, mask, config.gamma))
+    return batch, kept, report
 
 
 def ranking_statistic(rollout: Rollout, rewards: Tensor, returns: Tensor, config: PPOConfig) -> Tensor:
@@ -103,11 +104,10 @@ def ranking_statistic(rollout: Rollout, rewards: Tensor, returns: Tensor, config
     return rollout.scores
 
 
-def _report(rollout: Rollout, statistic: Tensor, kept: Tensor, episode_return: Tensor) -> TailReport:
-    tail = statistic[kept]
-    means = (tail.mean(), rollout.scores[kept].mean(), rollout.kl[kept].mean(), episode_return.mean())
+def _report(rollout: Rollout, statistic: Tensor, kept: Tensor, risk_level: float, episode_return: Tensor) -> TailReport:
+    means = (statistic[kept].mean(), rollout.scores[kept].mean(), rollout.kl[kept].mean(), episode_return.mean())
     # one transfer for all the numbers: each would otherwise wait for the device by itself
-    var, cvar, score_mean, kl_mean, return_mean = torch.stack([tail.max(), *means]).tolist()
+    var, cvar, score_mean, kl_mean, return_mean = torch.stack([value_at_risk(statistic, risk_level), *means]).tolist()
     return TailReport(
         tail_size=len(kept), var=var, cvar=cvar, score_mean=score_mean, kl_mean=kl_mean, return_mean=return_mean
     )

@@ -25,7 +25,7 @@ from lightning_rarlhf.evaluation import print_table, report, summarise
 from lightning_rarlhf.functional.bounds import clopper_pearson
 from lightning_rarlhf.functional.statistics import Interval, mean_interval
 from lightning_rarlhf.functional.tail_intervals import cvar_interval
-from lightning_rarlhf.generations import Completions, GenerationWriter, read_columns, read_rows
+from lightning_rarlhf.generations import Completions, GenerationWriter, read_columns, read_rows, rows_by_prompt
 from lightning_rarlhf.results_file import GENERATIONS, RESULTS, file_sha256, publish, results_of, weights_sha256
 from lightning_rarlhf.reward_models import CallableReward
 from tests.datamodules.data_files import write_jsonl
@@ -82,9 +82,15 @@ def completions_of(responses, score=0.0, **options) -> Completions:
     )
 
 
+def drawn(*draws, prompt_scores=None):
+    """What `rows_by_prompt` makes of the draws; token 1 ends a response."""
+    zeros = torch.zeros(len(draws[0].scores))
+    return rows_by_prompt(draws, zeros if prompt_scores is None else prompt_scores, torch.tensor([1]))
+
+
 def test_any_text_comes_back_one_line_a_response(tmp_path):
-    writer = GenerationWriter(tmp_path / "g.jsonl", torch.tensor([1]))
-    writer.add([completions_of(STRANGE)], torch.zeros(len(STRANGE)))
+    writer = GenerationWriter(tmp_path / "g.jsonl")
+    writer.write(drawn(completions_of(STRANGE)))
     path = writer.close()
     assert [row["response"] for row in read_rows(path)] == list(STRANGE)
     assert [row["prompt"] for row in read_rows(path)] == [f"{text}?" for text in STRANGE]
@@ -94,9 +100,9 @@ def test_any_text_comes_back_one_line_a_response(tmp_path):
 
 
 def test_rows_have_the_documented_keys_and_draws_stand_beside_each_other(tmp_path):
-    writer = GenerationWriter(tmp_path / "g.jsonl", torch.tensor([1]))
+    writer = GenerationWriter(tmp_path / "g.jsonl")
     draws = [completions_of(["a", "b"]), completions_of(["c", "d"], score=10.0, ended=False)]
-    writer.add(draws, torch.tensor([0.5, -0.5]))
+    writer.write(drawn(*draws, prompt_scores=torch.tensor([0.5, -0.5])))
     rows = list(read_rows(writer.close()))
     assert rows[1] == {
         "index": 0,
@@ -122,8 +128,8 @@ def test_rows_have_the_documented_keys_and_draws_stand_beside_each_other(tmp_pat
 
 def test_the_file_is_partial_until_it_is_finished(tmp_path):
     path = tmp_path / "deep" / "g.jsonl"
-    writer = GenerationWriter(path, torch.tensor([1]))
-    writer.add([completions_of(["a"])], torch.zeros(1))
+    writer = GenerationWriter(path)
+    writer.write(drawn(completions_of(["a"])))
     assert not path.exists()
     assert writer.finish() == path.with_name("g.jsonl.partial")
     assert not path.exists()
@@ -132,12 +138,12 @@ def test_the_file_is_partial_until_it_is_finished(tmp_path):
 
 @pytest.mark.parametrize("texts", [1, 3000])  # it is found out at the end, or on the way
 def test_a_full_disk_is_said_in_a_line_and_leaves_nothing_unfinished(tmp_path, texts):
-    writer = GenerationWriter(tmp_path / "g.jsonl", torch.tensor([1]))
+    writer = GenerationWriter(tmp_path / "g.jsonl")
     with file_limit(100):
         with pytest.raises(
             WriteError, match=r"g\.jsonl: it could not be written \(File too large\); nothing was replaced"
         ):
-            writer.add([completions_of(["a"] * texts)], torch.zeros(texts)) or writer.finish()
+            writer.write(drawn(completions_of(["a"] * texts))) or writer.finish()
         writer.discard()
     assert list(tmp_path.iterdir()) == []
 
@@ -155,9 +161,9 @@ def test_results_that_do_not_fit_on_the_disk_leave_the_former_ones(tmp_path):
 
 
 def test_columns_of_prompts_and_completions(tmp_path):
-    writer = GenerationWriter(tmp_path / "g.jsonl", torch.tensor([1]))
+    writer = GenerationWriter(tmp_path / "g.jsonl")
     draws = [completions_of(["x y", "z"]), completions_of(["x x", ""], score=10.0, ended=False)]
-    writer.add(draws, torch.tensor([0.5, -0.5]))
+    writer.write(drawn(*draws, prompt_scores=torch.tensor([0.5, -0.5])))
     column = read_columns(writer.close())
     assert column["index"].tolist() == [0, 1]
     assert column["prompt_score"].tolist() == [0.5, -0.5]

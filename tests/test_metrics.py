@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 
 from lightning_rarlhf.functional.perplexity import text_perplexity
 from lightning_rarlhf.functional.risk import cvar
-from lightning_rarlhf.functional.tail_reward import lowest_reward, tail_reward
+from lightning_rarlhf.functional.tail_reward import tail_reward
 from lightning_rarlhf.functional.text import distinct_ngrams, repetition_rate
 from lightning_rarlhf.functional.toxicity import maximum_toxicity
 from lightning_rarlhf.metrics import (
@@ -77,11 +77,11 @@ CASES = {
         lambda d: (d["completion_scores"].min(dim=1).values <= 0).float().mean().item(),
     ),
     "tail": (
-        lambda: TailReward((0.0,), (0.3,)),
+        lambda: TailReward((0.0, -0.5)),
         ("scores", "prompt_scores"),
         lambda d: {
             "score_tail_le_0": tail_reward(d["scores"], d["prompt_scores"], 0.0).item(),
-            "score_tail_lowest_30": lowest_reward(d["scores"], d["prompt_scores"], 0.3).item(),
+            "score_tail_le_-0.5": tail_reward(d["scores"], d["prompt_scores"], -0.5).item(),
         },
     ),
     "scores": (

@@ -131,6 +131,20 @@ def test_ties_are_cut_to_the_tail_or_kept_whole():
     assert every.tolist() == list(range(case["B"]))
 
 
+@pytest.mark.parametrize("ties", ["exact", "keep"])
+@pytest.mark.parametrize(
+    "scores", [[3.0, -1.5, 0.25, -7.0, 2.0, 9.0, 1.0, 4.0], [0.0, 2.0, 2.0, 2.0, 0.0, 2.0, 5.0, 2.0]]
+)
+@pytest.mark.parametrize("level", [0.05, 0.3, 0.5, 1.0])
+def test_the_reported_var_is_the_papers_and_the_highest_that_is_kept(scores, ties, level):
+    case = next(case for case in GOLDEN if case["B"] == len(scores))
+    rollout = rollout_of({**case["inputs"], "scores": scores})
+    config = PPOConfig(rank_by="score", ties=ties)
+    _, kept, report = prepare_ppo_batch(rollout, risk_level=level, kl_coef=case["kl_coef"], config=config)
+    assert report.var == min(x for x in scores if sum(y <= x for y in scores) / len(scores) >= level)
+    assert report.var == max(scores[row] for row in kept)
+
+
 def test_advantages_are_raw_without_whitening():
     case = GOLDEN[1]
     raw = prepare(case, PPOConfig(whiten_advantages=False))[0]

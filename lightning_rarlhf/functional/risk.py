@@ -64,6 +64,9 @@ def scheduled_risk_level(iteration: int, *, total: int, risk_level: float, warmu
 
     >>> scheduled_risk_level(20, total=100, risk_level=0.2, warmup=10, rho=0.9)
     0.9
+    >>> paper = {"total": 194, "risk_level": 0.4, "warmup": 30, "rho": 0.95}
+    >>> [tail_size(128, scheduled_risk_level(m, **paper)) for m in (32, 33, 193)]
+    [128, 127, 52]
     """
     _require_fraction("risk_level", risk_level, ScheduleError)
     _require_fraction("rho", rho, ScheduleError)
@@ -76,18 +79,6 @@ def scheduled_risk_level(iteration: int, *, total: int, risk_level: float, warmu
     if iteration >= reached:
         return risk_level
     return max(risk_level, 1 - (1 - risk_level) * (iteration - warmup) / (reached - warmup))
-
-
-def scheduled_tail_size(
-    iteration: int, *, batch_size: int, total: int, risk_level: float, warmup: int, rho: float
-) -> int:
-    """Episodes that one iteration keeps (Eqs. 8-10): `tail_size` at its `scheduled_risk_level`.
-
-    >>> [scheduled_tail_size(m, batch_size=128, total=194, risk_level=0.4, warmup=30, rho=0.95) for m in (32, 33, 193)]
-    [128, 127, 52]
-    """
-    level = scheduled_risk_level(iteration, total=total, risk_level=risk_level, warmup=warmup, rho=rho)
-    return tail_size(batch_size, level)
 
 
 def value_at_risk(values: Tensor, alpha: float) -> Tensor:

@@ -33,21 +33,6 @@ def tail_reward(scores: Tensor, prompt_scores: Tensor, threshold: float) -> Tens
     return scores[rows_at_most(prompt_scores, threshold)].mean()
 
 
-def lowest_reward(scores: Tensor, prompt_scores: Tensor, share: float) -> Tensor:
-    """Mean reward of the ⌈share · n⌉ prompts with the lowest scores: one point of the paper's quantile plot.
-
-    Args:
-        scores: float [n], reward of each prompt with its response.
-        prompt_scores: float [n], reward of each prompt alone.
-        share: of the prompts, in (0, 1].
-
-    >>> lowest_reward(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([-3.0, 2.0, 0.0]), share=0.5)
-    tensor(4.5000)
-    """
-    _require_paired(scores, prompt_scores)
-    return scores[lowest_rows(prompt_scores, share)].mean()
-
-
 def _require_paired(scores: Tensor, prompt_scores: Tensor) -> None:
     if scores.shape != prompt_scores.shape or scores.dim() != 1 or not torch.is_floating_point(scores):
         raise ValueError(

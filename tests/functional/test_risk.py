@@ -16,7 +16,6 @@ from lightning_rarlhf.errors import ScheduleError
 from lightning_rarlhf.functional.risk import (
     cvar,
     scheduled_risk_level,
-    scheduled_tail_size,
     tail_rows,
     tail_size,
     value_at_risk,
@@ -94,16 +93,15 @@ def test_tail_size_refuses_an_empty_batch() -> None:
 @pytest.mark.parametrize("case", GOLDEN["schedule"], ids=lambda c: f"B{c['B']}-M{c['M']}")
 def test_golden_schedule(case: dict) -> None:
     settings = {"total": case["M"], "risk_level": case["alpha"], "warmup": case["n"], "rho": case["rho"]}
-    sizes = [scheduled_tail_size(m, batch_size=case["B"], **settings) for m in range(case["M"])]
+    sizes = [tail_size(case["B"], scheduled_risk_level(m, **settings)) for m in range(case["M"])]
     assert sizes == case["tail_size"]
-    assert sizes == [tail_size(case["B"], scheduled_risk_level(m, **settings)) for m in range(case["M"])]
 
 
 @pytest.mark.parametrize(
     ("settings", "first_drop", "final", "mean_kept"), [(IMDB, 33, 52, 0.738), (JIGSAW, 33, 26, 0.627)]
 )
 def test_schedules_of_the_paper(settings: dict, first_drop: int, final: int, mean_kept: float) -> None:
-    sizes = [scheduled_tail_size(m, batch_size=128, **settings) for m in range(settings["total"])]
+    sizes = [tail_size(128, scheduled_risk_level(m, **settings)) for m in range(settings["total"])]
     assert next(m for m, size in enumerate(sizes) if size < 128) == first_drop
     assert sizes[-1] == final
     assert sum(sizes) / 128 / len(sizes) == pytest.approx(mean_kept, abs=5e-4)
@@ -120,7 +118,7 @@ def test_schedule_agrees_with_rational_numbers(
     batch_size: int, total: int, risk_level: float, warmup: int, rho: float
 ) -> None:
     settings = {"total": total, "risk_level": risk_level, "warmup": warmup, "rho": rho}
-    sizes = [scheduled_tail_size(m, batch_size=batch_size, **settings) for m in range(total + 1)]
+    sizes = [tail_size(batch_size, scheduled_risk_level(m, **settings)) for m in range(total + 1)]
     assert sizes == [exact_schedule(m, batch_size, **settings) for m in range(total + 1)]
     assert sizes == sorted(sizes, reverse=True)
 
@@ -171,7 +169,7 @@ def test_schedule_refuses_settings_out_of_range(change: dict, message: str) -> N
 
 def test_schedule_refuses_a_negative_iteration() -> None:
     with pytest.raises(ScheduleError, match="iteration: got -1, expected at least 0"):
-        scheduled_tail_size(-1, batch_size=8, **IMDB)
+        scheduled_risk_level(-1, **IMDB)
 
 
 # VaR and CVaR

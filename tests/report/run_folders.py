@@ -11,7 +11,7 @@ import torch
 from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.evaluation import summarise
-from lightning_rarlhf.generations import Completions, GenerationWriter
+from lightning_rarlhf.generations import Completions, GenerationWriter, rows_by_prompt
 from lightning_rarlhf.results_file import publish, results_of
 
 EOS = 1
@@ -58,7 +58,7 @@ def write_run(
     kls = np.broadcast_to(np.asarray(kl, dtype=float).reshape(-1, 1), (n, 1)) * np.ones((1, k))
     own = difficulty(n) if prompt_scores is None else prompt_scores
     order = np.arange(n)[::-1] if reverse else np.arange(n)
-    writer = GenerationWriter(folder / "generations.jsonl", torch.tensor([EOS]))
+    writer = GenerationWriter(folder / "generations.jsonl")
     for rows in np.array_split(order, 3):
         samples = _samples(rows, first_index, prompt)
         completions = [
@@ -70,7 +70,7 @@ def write_run(
             )
             for draw in range(k)
         ]
-        writer.add(completions, _f32(own[rows]))
+        writer.write(rows_by_prompt(completions, _f32(own[rows]), torch.tensor([EOS])))
     finished = writer.finish()
     known = {"module": "PPO", "policy": str(folder), "reference": "start", "reward": REWARD, "data": DATA, "seed": 0}
     known |= {"training": None, "human_texts": {"n": 2, "sha256": "a" * 64}}
