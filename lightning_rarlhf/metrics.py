@@ -83,7 +83,10 @@ class TailReward(Metric):
 
 
 class _Mean(Metric):
-    """Mean of what `update` adds, NaN where that is nothing; a number that is NaN is left out."""
+    """Mean of what `update` adds, NaN where that is nothing; a number that is NaN is left out.
+
+    The sum of torchmetrics' `MeanMetric(nan_strategy="ignore")`, whose typed `update` no column of texts fits.
+    """
 
     full_state_update = False
     total: Tensor

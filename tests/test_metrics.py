@@ -137,6 +137,16 @@ def test_what_has_no_word_is_left_out():
     assert metric.compute() == 0.5
 
 
+@pytest.mark.parametrize("batches", [[[]], [[math.nan, math.nan]], [[math.nan], []]])
+def test_the_mean_of_nothing_known_is_nan_and_no_warning(batches):
+    metric = TextPerplexity()
+    for batch in batches:
+        metric.update(torch.tensor(batch))
+    assert metric.compute().isnan()
+    metric.update(torch.tensor([math.nan, 3.0, 5.0]))
+    assert metric.compute() == 4
+
+
 def test_response_summary_names_its_figures():
     summary = ResponseSummary(torch.device("cpu"))
     summary.update(["good food", ""], torch.tensor([True, False]), torch.tensor([1.0, 3.0]))
