@@ -23,6 +23,7 @@ from jsonargparse.typing import (
 from torch import Tensor
 
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.functional.checks import least_resamples
 from lightning_rarlhf.number_types import Fraction, require_in_range
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -306,7 +307,7 @@ class EvaluationConfig:
         require_in_range(self)
         if self.confidence >= 1:
             raise UserError(f"confidence={self.confidence}: only an infinite interval is certain; expected less than 1")
-        least = math.ceil(round(2 / (1 - self.confidence), 6))
+        least = least_resamples(self.confidence)
         if self.resamples < least:
             raise UserError(
                 f"resamples={self.resamples}: too few for confidence={self.confidence}, expected at least {least}"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.statistics import Interval
 from lightning_rarlhf.generations import read_columns, read_rows
-from lightning_rarlhf.plain_text import name_to_show, names_to_show
+from lightning_rarlhf.plain_text import first_line, name_to_show, names_to_show
 from lightning_rarlhf.results_file import GENERATIONS, RESULTS, file_sha256
 from lightning_rarlhf.results_schema import read_results
 
@@ -196,7 +196,7 @@ def _read_generations(path: Path) -> tuple[dict[str, Array], NDArray[np.uint64]]
         columns = {name: values.reshape(len(values), -1) for name, values in read_columns(path).items()}
         hashes = np.frombuffer(array("Q", _prompt_hashes(path)), dtype=np.uint64)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {_one_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{path} cannot be read ({reason}); run `test` again") from None
     for name in _REQUIRED:
         bad = int((~np.isfinite(columns[name])).sum())
@@ -215,7 +215,3 @@ def _prompt_hashes(path: Path) -> Iterator[int]:
             text = str(row["prompt"]).encode(errors="surrogatepass")
             yield int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
         before = row["index"]
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

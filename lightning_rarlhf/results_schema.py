@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_rarlhf.errors import DataError
+from lightning_rarlhf.plain_text import first_line
 
 SCHEMA_VERSION = 2
 """of results.json; it rises when a key goes away or changes its meaning, or when readers come to rely on a new one"""
@@ -27,7 +28,7 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (ValueError, OSError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise DataError(f"{path} cannot be read ({reason}); run `test` again") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is no results file: got {_short(content)}, expected an object; run `test` again")

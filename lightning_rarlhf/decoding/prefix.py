@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.plain_text import first_line
 from lightning_rarlhf.sampling import Decoder
 from lightning_rarlhf.tokenizer import opening_ids
 
@@ -80,9 +81,9 @@ def chat_prefix(tokenizer: PreTrainedTokenizerBase, name: str, instruction: str)
             [{"role": "user", "content": instruction}], add_generation_prompt=True, tokenize=False
         )
     except Exception as error:  # the template is the model's own program and raises what it likes
-        line = (str(error).splitlines() or [""])[0]
         raise ModelError(
-            f"{name}: its chat template fails ({type(error).__name__}: {line}); set model.method.chat: never"
+            f"{name}: its chat template fails ({type(error).__name__}: {first_line(error)}); "
+            "set model.method.chat: never"
         ) from None
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return Prefix(list(ids), opening=len(opening_ids(tokenizer)))

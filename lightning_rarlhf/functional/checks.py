@@ -44,6 +44,15 @@ def require_open_unit(name: str, value: float) -> None:
         raise ValueError(f"{name}: got {value}, expected more than 0 and less than 1")
 
 
+def least_resamples(confidence: float) -> int:
+    """Resamples from which on an interval's ends are not the extremes themselves: ⌈2 / (1 − confidence)⌉.
+
+    >>> least_resamples(0.95)
+    40
+    """
+    return math.ceil(round(2 / (1 - confidence), 6))
+
+
 def require_tail(n: int, alpha: float) -> None:
     """Refuse a risk level that is out of range, and a tail of αn < 1 prompts, which no prompt represents."""
     tail_size(n, alpha)

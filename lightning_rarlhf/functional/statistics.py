@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_rarlhf.functional.checks import Array, as_values, as_vector, require_open_unit
+from lightning_rarlhf.functional.checks import Array, as_values, as_vector, least_resamples, require_open_unit
 from lightning_rarlhf.functional.risk import tail_size
 
 Statistic = Callable[..., Any]
@@ -278,6 +278,6 @@ def _takes_axis(statistic: Statistic) -> bool:
 def require_resamples(resamples: int, confidence: float) -> None:
     """Refuse so few that the ends would be the extremes themselves."""
     require_open_unit("confidence", confidence)
-    least = math.ceil(round(2 / (1 - confidence), 6))
+    least = least_resamples(confidence)
     if resamples < least:
         raise ValueError(f"resamples: got {resamples}, expected at least {least} for confidence {confidence}")

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.functional.checks import least_resamples
 from lightning_rarlhf.functional.statistics import LEAST_TAIL, Interval, MeanSD, mean_sd, unbounded
 from lightning_rarlhf.report.measures import Measure, Resampling, measure, paired_difference, seed_average
 from lightning_rarlhf.report.methods import Method
@@ -53,7 +54,7 @@ def require_resamples(resamples: int, confidence: float) -> None:
     Raises:
         UserError: with the least number.
     """
-    least = math.ceil(round(2 / (1 - confidence), 6))
+    least = least_resamples(confidence)
     if resamples < least:
         raise UserError(
             f"--resamples: got {resamples}, expected at least {least} for intervals of {100 * confidence:g} %"
