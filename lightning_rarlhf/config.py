@@ -6,7 +6,6 @@ authors' public code where it differs from the paper says so.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
