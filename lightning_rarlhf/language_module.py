@@ -25,6 +25,7 @@ from lightning_rarlhf.hub import require_model, split_revision
 from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.optimizing import keep_users_settings
 from lightning_rarlhf.own_code import trust
+from lightning_rarlhf.plain_text import visible
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
 from lightning_rarlhf.policy_loading import end_of_text_ids, is_start, load_actor_critic, load_causal_lm, reference_of
 from lightning_rarlhf.policy_rules import require_trainable, require_workable
@@ -235,6 +236,7 @@ class LanguageModule(EvaluatedModule):
         self._require_room(self.trainer.val_dataloaders)
 
     def on_test_start(self) -> None:
+        self._tell_own_reference()
         self._require_room(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
@@ -308,6 +310,15 @@ class LanguageModule(EvaluatedModule):
     def _training_of_weights(self) -> dict[str, Any] | None:
         """The training that the tested weights are of; None where it is not known, as of a model from elsewhere."""
         return self._loaded_training if self.trainer.ckpt_path else read_training(self.policy_config.pretrained)
+
+    def _tell_own_reference(self) -> None:
+        """Say it where KL is measured from a policy that was trained to move; SFT makes references."""
+        training = None if self.trainer.ckpt_path else read_training(self.policy_config.pretrained)
+        if training and training.get("module") != "SFTModule" and is_start(self.policy_config, self.reference_name):
+            rank_zero_info(
+                f"KL is measured from the tested policy itself, which {visible(str(training.get('module')))} trained; "
+                "to measure it from where that training started, set --model.reference"
+            )
 
     # checkpoints
 

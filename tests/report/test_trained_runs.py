@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,17 @@ def test_a_tested_export_says_what_trained_it(trained: Path) -> None:
     assert (a["steps"], a["module"]) == (1, "RiskAversePPOModule")  # an iteration, of three optimizer steps
     assert a["seed"] != b["seed"] == 7
     assert c["settings"]["model"]["init_args"]["kl"]["init_kl_coef"] == 0.9
+
+
+def test_a_trained_policy_that_is_its_own_reference_is_told(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lightning.pytorch")
+    base = ["--config", str(trained / "base.yaml"), "--trainer.default_root_dir", str(trained / "own")]
+    train.main(["test", *base, "--model.policy.pretrained", str(trained / "a" / "huggingface")])
+    said = "KL is measured from the tested policy itself, which RiskAversePPOModule trained"
+    assert said in caplog.text
+    caplog.clear()
+    train.main(["test", *base])  # the start, which nothing here trained
+    assert said not in caplog.text
 
 
 def test_seeds_are_grouped_and_methods_are_not(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
