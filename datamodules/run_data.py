@@ -55,7 +55,19 @@ class RunDataModule(pl.LightningDataModule, ABC):
         return {"train": self._train_loader.state_dict()} if self._train_loader else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._train_state = state_dict.get("train")
+        """Go to that position of the training data, now or when there is a loader."""
+        state = state_dict.get("train")
+        if state is not None and self._train_loader is not None and self._is_in_use(self._train_loader):
+            self._train_loader.load_state_dict(state)
+        else:
+            self._train_state = state
+
+    def _is_in_use(self, loader: PromptLoader[Any]) -> bool:
+        """Whether this fit has it already: FSDP's strategies restore late, and who asks for the run's length was first.
+
+        A loader of a former fit is not the one that this fit will ask for.
+        """
+        return self.trainer is not None and self.trainer.train_dataloader is loader
 
     def _dealt(self, split: str) -> dict[str, Any]:
         """How this process's share of a split is dealt: order, seed, and its place among the processes."""

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from datamodules import PromptDataModule
 from datamodules.rows import RowSchema
@@ -90,6 +91,32 @@ def test_resumed_run_sees_the_same_prompts(
     resumed = fit(tmp_path / "rest", tokenizer_folder, resume=tmp_path / "whole" / f"step={stop}.ckpt", **limits)
     assert resumed.seen == whole.seen[stop:]
     assert len(whole.seen) == (14 if "max_steps" in limits else 3 * EPOCH)
+
+
+class RestoresLate(SingleDeviceStrategy):
+    """As FSDP's strategies, which restore when the optimizer is there already."""
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stop", [3, EPOCH + 1])
+def test_so_it_does_where_the_optimizer_asks_for_the_runs_length_before_anything_is_restored(
+    tmp_path: Path, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """As a decay of the learning rate does: the loader is there before its position."""
+    configure = Recorder.configure_optimizers
+
+    def asks(module: Recorder) -> torch.optim.Optimizer:
+        assert module.trainer.estimated_stepping_batches == 3 * EPOCH
+        return configure(module)
+
+    monkeypatch.setattr(Recorder, "configure_optimizers", asks)
+    whole = fit(tmp_path / "whole", tokenizer_folder, max_epochs=3)
+    saved = tmp_path / "whole" / f"step={stop}.ckpt"
+    resumed = fit(tmp_path / "rest", tokenizer_folder, resume=saved, strategy=RestoresLate(), max_epochs=3)
+    assert resumed.seen == whole.seen[stop:]
 
 
 def test_epochs_differ(tmp_path: Path, tokenizer_folder: str) -> None:
