@@ -49,8 +49,8 @@ def test_rows_are_dealt_once_in_equally_many_parts(monkeypatch, processes, part_
 
 
 def test_episodes_of_unequal_processes_come_back_in_global_order(monkeypatch):
-    """Rows 0, 2, 4 on process 0 with responses of 2 tokens at most, rows 1, 3 on process 1 with 3 tokens."""
-    whole = rollout_of(GOLDEN[0]["inputs"])
+    """Rows 0, 3, 6 on process 0, rows 1, 4, 7 on process 1, rows 2 and 5 on process 2; texts beside their numbers."""
+    whole = with_texts(rollout_of(GOLDEN[0]["inputs"]))
     rows = torch.arange(len(whole))
     shares = [whole.select(rows[rank::3]) for rank in range(3)]  # 3, 3 and 2 of 8
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
@@ -80,6 +80,15 @@ def test_episodes_of_unequal_processes_come_back_in_global_order(monkeypatch):
     for name in ("scores", "logprobs", "ref_logprobs", "values", "entropy"):
         assert torch.equal(getattr(back, name), getattr(whole, name))
     assert back.samples.batch.index.tolist() == whole.samples.batch.index.tolist()
+    assert back.samples.batch.prompts == whole.samples.batch.prompts
+    assert back.samples.responses == whole.samples.responses
+
+
+def with_texts(rollout):
+    """Prompts and responses that name their row."""
+    prompts, responses = (tuple(f"{kind}{row}" for row in range(len(rollout))) for kind in "pr")
+    batch = replace(rollout.samples.batch, prompts=prompts)
+    return replace(rollout, samples=replace(rollout.samples, batch=batch, responses=responses))
 
 
 def test_a_lost_process_is_told_from_other_errors(monkeypatch):

@@ -6,6 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
+from lightning_rarlhf import distributed, ppo_update
 from lightning_rarlhf.config import PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch
 from lightning_rarlhf.errors import NumericalError
@@ -152,6 +153,37 @@ def test_a_minibatch_is_cut_into_parts_that_add_up():
     assert in_parts.steps == [1, 2]
     assert in_parts.losses == pytest.approx(in_one.losses)
     assert vars(cut) == pytest.approx(vars(whole))
+
+
+def test_the_shares_of_two_processes_add_up_to_the_figures_of_one(monkeypatch):
+    """Each adds its own rows' part of loss and figures; what the guards look at is the sum."""
+    config = PPOConfig(epochs=1, minibatch_size=5, max_ratio=1.3)  # e^.3 = 1.35 for the whole, half of it for a share
+    one, _, alone = run(config, Above())
+    assert one.dropped_minibatches == 1
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    shares, losses = [], []
+    for rank in (0, 1, 0):  # the first two tell what they have; the third is given the sum, as by a collective
+        summed = sum(shares) if len(shares) == 2 else None
+
+        def total(own, summed=summed):
+            shares.append(own)
+            return own if summed is None else summed
+
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ppo_update, "total", total)
+        together, rows, updater = run(config, Above())
+        assert len(rows[0]) == (3, 2)[rank]
+        losses.append(updater.losses[0])
+    assert losses[0] + losses[1] == pytest.approx(alone.losses[0])
+    assert vars(together) == pytest.approx(vars(one))
+
+
+class Above(Echo):
+    """Log-probabilities and values above those of the batch: every figure is other than 0."""
+
+    def __call__(self, *args):
+        logprobs, values = super().__call__(*args)
+        return PolicyOutput(logprobs + 0.3, values + 0.1)
 
 
 def test_on_a_cpu_a_pass_takes_as_many_rows_as_its_cache_does():
