@@ -30,6 +30,7 @@ from lightning_rarlhf.results_file import GENERATIONS, RESULTS, file_sha256, pub
 from lightning_rarlhf.reward_models import CallableReward
 from tests.datamodules.data_files import write_jsonl
 from tests.file_limit import file_limit
+from tests.hanging_reward import words
 from tests.test_perplexity import published
 from tests.tiny_models import causal_lm, save_classifier, save_policy
 
@@ -588,6 +589,8 @@ def test_judges_toxicity_and_the_judge_of_perplexity(world, tmp_path):
     assert len(rows) == 24 * 3
     assert {tuple(row["judges"]) for row in rows} == {("harsh", "toxic")}
     assert [row["judges"]["harsh"] for row in rows] == [-row["response"].count("rude") for row in rows]
+    assert [row["prompt_score"] for row in rows] == pytest.approx([words([row["prompt"]], [""])[0] for row in rows])
+    assert [row["score"] for row in rows] == pytest.approx([words([r["prompt"]], [r["response"]])[0] for r in rows])
     more = {"toxicity_probability", "expected_max_toxicity", "perplexity_generations"}
     more |= {f"judge/{name}/{figure}" for name in judges for figure in ("score_mean", "cvar_5", "cvar_10", "cvar_20")}
     assert results["metrics"].keys() == (ALWAYS - {"perplexity"}) | more

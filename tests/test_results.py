@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.results import read_run, require_comparable
+from lightning_rarlhf.results_schema import read_results
 from tests.report.run_folders import DATA, PROMPTS, REWARD, difficulty, scores_of, write_run
 
 
@@ -138,6 +140,65 @@ def test_a_damaged_entry_is_named_with_its_file(tmp_path: Path, path, value, com
     with pytest.raises(UserError, match=f"{file}: {complaint}") as caught:
         read_run(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+WRONG = {
+    "generations_sha256": ["g" * 64, "0" * 63, None],
+    "evaluation": [None, 3],
+    "evaluation.confidence": [0, 1, 95, None, True],
+    "evaluation.seed": [-1, 0.5, "0"],
+    "evaluation.judges": [[], "polite"],
+    "evaluation.toxicity_of": [3],
+    "metrics": [None],
+    "metrics.score_mean.estimate": [None],
+    "metrics.score_mean.low": [True],
+    "metrics.score_mean.high": ["1", False],
+    "metrics.score_mean.confidence": [0, 1, None],
+    "metrics.score_mean.n": [-1, None, True],
+    "metrics.score_mean.method": [None, 3],
+    "module": [3],
+    "policy": [3],
+    "policy_sha256": ["policy", "0" * 65],
+    "reference": [3],
+    "reference_sha256": ["reference"],
+    "seed": ["0", True],
+    "reward": ["r"],
+    "data": [3],
+    "data.sha256": [3],
+    "data.name": [3],
+    "sampling": [[]],
+    "method": ["DExperts"],
+    "training": [3],
+    "training.module": [None],
+    "training.method_sha256": ["m"],
+    "training.settings": ["s"],
+    "training.seed": ["0"],
+    "training.steps": [-1, 1.5, None],
+    "human_texts": [[]],
+    "human_texts.n": [-1, None],
+    "human_texts.sha256": [None],
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_every_entry_has_a_kind(tmp_path: Path, key: str) -> None:
+    """A whole file is read; the same file with a value of another kind at one place is not."""
+    write_run(tmp_path, scores_of(1))
+    file = tmp_path / "results.json"
+    content = json.loads(file.read_text())
+    content["training"] = {"module": "M", "method_sha256": None, "settings": None, "seed": 0, "steps": 3}
+    content["human_texts"] = {"n": 3, "sha256": "0" * 64}
+    file.write_text(json.dumps(content))
+    assert read_results(file) == content
+    *outer, last = key.split(".")
+    place = content
+    for name in outer:
+        place = place[name]
+    for value in WRONG[key]:
+        place[last] = value
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=f"{file}: {key} is {re.escape(json.dumps(value)[:30])}"):
+            read_results(file)
 
 
 def test_a_number_that_json_does_not_have_is_refused(tmp_path: Path) -> None:
