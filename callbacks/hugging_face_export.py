@@ -74,9 +74,10 @@ class HuggingFaceExport(Callback):
         content, state = whole_checkpoint(Path(checkpoint)), actor.state_dict()
         best = _actor_weights(content["state_dict"])
         final = {name: state[name].clone() for name in best}
+        training = content.get("training")
         try:
             actor.load_state_dict(best, strict=whole)
-            self._export(module, actor, folder, content.get("training"))
+            self._export(module, actor, folder, training and training | {"chosen": "best"})
         finally:
             actor.load_state_dict(final, strict=whole)
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")

@@ -46,9 +46,11 @@ def test_final_and_best_weights_are_exported_each_to_its_folder(world, tmp_path,
         assert torch.equal(embeddings.flatten(), weights_in(tmp_path / "checkpoints" / checkpoint)), folder
         again = tmp_path / f"{folder}-again"
         assert export([str(tmp_path / "checkpoints" / checkpoint), str(again)]) == 0
-        assert (again / "training.json").read_bytes() == (tmp_path / folder / "training.json").read_bytes()
-        steps = torch.load(tmp_path / "checkpoints" / checkpoint, weights_only=True)["global_step"]
-        assert read_training(str(again))["steps"] == steps
+        held = torch.load(tmp_path / "checkpoints" / checkpoint, weights_only=True)
+        chosen = {"chosen": "best"} if folder == "huggingface-best" else {}
+        assert held["training"]["steps"] == held["global_step"]
+        assert read_training(str(again)) == held["training"]
+        assert read_training(str(tmp_path / folder)) == held["training"] | chosen
 
 
 def test_a_best_checkpoint_that_was_damaged_is_not_exported(world, tmp_path, monkeypatch, capsys):
