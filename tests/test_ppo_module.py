@@ -21,6 +21,7 @@ from lightning_rarlhf.config import EvaluationConfig, KLConfig, LoRAConfig, Poli
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
+from lightning_rarlhf.ppo_update import run_ppo_epochs
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
 from tests.quiet_trainer import quiet_trainer
 from tests.tiny_models import save_classifier, save_tokenizer
@@ -257,6 +258,21 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(policy_folder
         runs.append([without_times(entry) for entry in watch.logged])
     assert runs[0] == runs[1]
     assert runs[0][0]["objective/score_mean"] != runs[2][0]["objective/score_mean"]
+
+
+def test_each_iteration_of_each_seed_has_minibatches_of_its_own(policy_folder, tmp_path, monkeypatch):
+    seeds = []
+
+    def noted(actor, tail, config, sampling, order, updater):
+        seeds.append(order.initial_seed())
+        return run_ppo_epochs(actor, tail, config, sampling, order, updater)
+
+    monkeypatch.setattr("lightning_rarlhf.ppo_module.run_ppo_epochs", noted)
+    for seed in ("3", "4", "3"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        fit(module_of(policy_folder), tmp_path, batches=3, limit_val_batches=0)
+    assert len(set(seeds)) == 6
+    assert seeds[:3] == seeds[6:]
 
 
 @pytest.mark.parametrize("family", ["gptj", "llama", "qwen2"])

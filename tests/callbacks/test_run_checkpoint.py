@@ -109,6 +109,14 @@ def test_where_no_state_is_within_the_guard_no_best_is_kept_and_it_says_so(tmp_p
     assert "no best checkpoint: val/perplexity was above its limit, 40, at all of 6 validations" in told()
 
 
+def test_what_the_guard_refused_before_a_resume_counts(tmp_path, told):
+    settings = {"guard": "val/perplexity", "max_rise": 0.0}
+    fit(SCRIPT, [checkpoint(tmp_path, **settings)], tmp_path, steps=4)
+    assert "at all of 4 validations" in told()
+    fit(SCRIPT, [checkpoint(tmp_path, **settings)], tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert "at all of 6 validations" in told()
+
+
 def test_a_guard_that_is_nan_refuses(tmp_path):
     script = {**SCRIPT, 4: {"val/cvar_10": 9.0, "val/perplexity": float("nan")}}
     callback = checkpoint(tmp_path, guard="val/perplexity", max_rise=0.25)
@@ -211,6 +219,15 @@ def test_a_run_that_is_killed_in_a_validation_catches_up_on_it(tmp_path, every, 
     due = sorted({*range(every, 9, every), 8})
     assert sorted(float(score) for score in resumed.best_k_models.values()) == due
     assert sorted(weight(path) for path in resumed.best_k_models) == due
+
+
+def test_a_run_that_is_killed_after_a_validation_does_not_repeat_it(tmp_path):
+    with pytest.raises(KilledError):
+        fit(SCRIPT, [Kills("on_train_batch_start", 3), checkpoint(tmp_path, save_top_k=6)], tmp_path)
+    resumed = checkpoint(tmp_path, save_top_k=6)
+    _, module = fit(SCRIPT, [resumed], tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert module.validated == [4, 5, 6]
+    assert sorted(float(score) for score in resumed.best_k_models.values()) == sorted(REWARD[1:])
 
 
 def test_a_run_that_is_killed_in_the_validation_that_it_catches_up_on_does_so_again(tmp_path):
