@@ -189,7 +189,7 @@ def _try_optimizer(model: Any) -> None:
         UserError: settings that the optimizer does not take.
     """
     try:
-        model.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+        model.make_optimizer([torch.nn.Parameter(torch.zeros(1, 1))])
     except UserError:
         raise
     except (TypeError, ValueError) as error:
