@@ -28,6 +28,8 @@ _UNKNOWN = re.compile(
     r"|Key '(?P<expected>[^']+)' is not expected"
 )
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
+_CALLED = re.compile(r"class_path='(?P<path>[^']+)'")
+"""in a complaint's own line: what was to be made with the key, as an optimizer"""
 _NO_SUCH_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\w+)$")
 _NO_CLASS = re.compile(r"Expected an instantiatable class, but \S+ is abstract$")
 _KINDS: dict[str, type] = {
@@ -70,22 +72,26 @@ def _unknown_key(message: str, parser: LightningArgumentParser) -> str | None:
         return None
     parts = found.groupdict()
     key = f"{parts['group']}.{parts['member']}" if parts["group"] else next(part for part in parts.values() if part)
-    owner = _CLASS.findall(message[: found.start()])
+    line = message[found.end() :].partition("\n")[0]
+    owner = _CALLED.findall(line) or _CLASS.findall(message[: found.start()])
     valid = list(_keys_of_class(owner[-1])) if owner else list(_keys_of_parser(parser))
     where = f" of {owner[-1].rpartition('.')[2]}" if owner else ""
     return f"unknown key {key!r}{where}; {_suggest(key, valid)}"
 
 
 def _suggest(key: str, valid: list[str]) -> str:
-    """The nearest valid key: by its whole dotted name first, by its last part otherwise."""
+    """The nearest valid key: by its whole dotted name, by its first part if that is wrong, or else by its last."""
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.7)
+    head, dot, _ = key.partition(".")
+    tops = {name.partition(".")[0] for name in valid}
+    if not near and dot and head not in tops:
+        near = difflib.get_close_matches(head, tops, n=1)
     if not near:
         by_leaf = {name.rpartition(".")[2]: name for name in valid}
         near = [by_leaf[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1, cutoff=0.6)]
     if near:
         return f"did you mean {near[0]!r}?"
-    top = sorted({name.partition(".")[0] for name in valid})
-    return f"valid keys: {', '.join(top)}"
+    return f"valid keys: {', '.join(sorted(tops))}"
 
 
 def _keys_of_class(path: str) -> Iterator[str]:

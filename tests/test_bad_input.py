@@ -134,6 +134,11 @@ CASES = {
     "tail level above 1": (["--model.evaluation.tail_levels", "[2.0]"], r"tail_levels: .*2.0 does not conform"),
     "no label": (["--model.reward.label", "null"], r"reward.label"),
     "negative learning rate": (["--model.optimizer.lr", "-1"], r"model\.optimizer: Invalid learning rate: -1"),
+    "unknown key of the optimizer": (
+        ["--model.optimizer.lrr", "1"],
+        r"unknown key 'lrr' of Adam; did you mean 'lr'",
+    ),
+    "misspelt group": (["--modle.policy.pretrained", "x"], r"'modle\.policy\.pretrained'; did you mean 'model'\?"),
     "shortened name": (
         ["--trainer.max_step", "4"],
         r"unknown key 'trainer\.max_step'; did you mean 'trainer\.max_steps'",
