@@ -103,8 +103,22 @@ def raises(prompts, responses):
     raise KeyError(prompts[0])
 
 
+LET_GO = threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs_on():
+    """A reward that hangs is left behind in its thread; not beyond its test."""
+    LET_GO.clear()
+    yield
+    LET_GO.set()
+    for thread in threading.enumerate():
+        if thread.name == "reward":
+            thread.join(10)
+
+
 def hangs(prompts, responses):
-    threading.Event().wait(60)
+    LET_GO.wait(60)
 
 
 def a_string(prompts, responses):
