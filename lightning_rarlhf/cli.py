@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from lightning_rarlhf.redaction import redacted, redacted_yaml
 from lightning_rarlhf.strategies import require_asked_precision, require_readable, require_supported
 
 _USAGE = "train.py {name} --config FILE [--config OVERLAY] [--model.KEY VALUE] [--data.KEY VALUE] [--trainer.KEY VALUE]"
+_NONE = re.compile(r"--[^=\s]+=None")
 
 
 class OneLineParser(LightningArgumentParser):
@@ -41,7 +43,7 @@ class OneLineParser(LightningArgumentParser):
         jsonargparse hands `--model.reward.device null` on to the reward's own parser as the text `--device=None`.
         """
         if args is not None:
-            args = [f"{given.removesuffix('=None')}=null" if given.endswith("=None") else given for given in args]
+            args = [f"{given.removesuffix('None')}null" if _NONE.fullmatch(given) else given for given in args]
         return super().parse_args(args, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -173,10 +173,12 @@ def test_the_papers_numbers_stand_in_the_configuration(task, settings):
 
 def test_null_unsets_what_a_configuration_sets(capsys):
     unset = ("evaluation.toxicity_of", "ppo.target_kl", "reward.device", "policy.revision")
-    options = [word for name in unset for word in (f"--model.{name}", "null")]
+    options = [word for name in unset for word in (f"--model.{name}", "null")] + ["--data.path", "runs/seed=None"]
     with pytest.raises(SystemExit, match="0"):
         train.main(["fit", "--config", str(ROOT / "configs/jigsaw.yaml"), *options, "--print_config"])
-    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["data"]["init_args"]["path"] == "runs/seed=None"
+    model = config["model"]["init_args"]
     reward = model["reward"]["init_args"]
     found = (
         model["evaluation"]["toxicity_of"],
