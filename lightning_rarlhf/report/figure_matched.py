@@ -39,8 +39,8 @@ def _compose(result: MatchedKL, style: dict[str, Look]) -> Figure:
         10,
         7.6,
         "Reward at equal KL from the reference",
-        f"points: runs; lines: interpolated; bands: {100 * result.confidence:g} %, above at each KL, below at all KL "
-        f"at once; thin dots: no claim, {_why_no_claim(result)}",
+        f"lines: interpolated; bands: {100 * result.confidence:g} %, above at each KL, below at all KL at once; "
+        f"thin dots: no claim, {_why_no_claim(result)}",
     )
     titles = {"mean": "mean reward", "tail": f"mean of the worst {100 * result.alpha:g} % of responses"}
     for column, statistic in enumerate(STATISTICS, start=1):
@@ -62,7 +62,7 @@ def _compose(result: MatchedKL, style: dict[str, Look]) -> Figure:
 
 def _why_no_claim(result: MatchedKL) -> str:
     why = "runs too far apart"
-    return why if result.tail_prompts >= LEAST_TAIL else f"{why} or a tail of fewer than {LEAST_TAIL} prompts"
+    return why if result.tail_prompts >= LEAST_TAIL else f"{why} or a tail of < {LEAST_TAIL} prompts"
 
 
 def _draw_rewards(axes: Axes, result: MatchedKL, statistic: str, style: dict[str, Look]) -> None:
