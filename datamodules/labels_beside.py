@@ -31,11 +31,9 @@ def with_labels_beside(rows: Dataset, path: str, split: str, columns: Sequence[s
     folder = Path(path).expanduser()
     missing = [name for name in columns if name not in rows.column_names]
     file = find_file(folder, f"{split}_labels") if missing and folder.is_dir() else None
-    return (
-        rows
-        if file is None
-        else _joined(rows, read_file(file), missing, f"{file}: cannot be joined with the texts of {split!r}")
-    )
+    if file is None:
+        return rows
+    return _joined(rows, read_file(file), missing, f"{file}: cannot be joined with the texts of {split!r}")
 
 
 def _joined(rows: Dataset, labels: Dataset, columns: list[str], complaint: str) -> Dataset:

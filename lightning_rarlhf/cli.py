@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -151,12 +152,8 @@ class TrainCLI(LightningCLI):
         Raises:
             UserError: settings of the trainer that do not go together, such as a strategy without its devices.
         """
-        try:
+        with _as_users_mistake("trainer", ValueError):
             return super().instantiate_trainer(**kwargs)
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(f"trainer: {first_line(error)}") from error
 
     def _go_on(self, checkpoint: str, *, consent: bool) -> None:
         changes = changes_of_method(Path(checkpoint), self._resume_record)
@@ -190,9 +187,16 @@ def _try_optimizer(model: Any) -> None:
     Raises:
         UserError: settings that the optimizer does not take.
     """
-    try:
+    with _as_users_mistake("model.optimizer", TypeError, ValueError):
         model.make_optimizer([torch.nn.Parameter(torch.zeros(1, 1))])
+
+
+@contextmanager
+def _as_users_mistake(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Say in one line what a library refuses; what this one refuses says so itself."""
+    try:
+        yield
     except UserError:
         raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model.optimizer: {first_line(error)}") from error
+    except kinds as error:
+        raise UserError(f"{what}: {first_line(error)}") from error

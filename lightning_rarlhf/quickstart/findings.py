@@ -12,10 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rarlhf.functional.bounds import clopper_pearson
-from lightning_rarlhf.functional.statistics import (
-    Interval,
-    mean_interval,
-)
+from lightning_rarlhf.functional.statistics import Interval, mean_interval
 from lightning_rarlhf.functional.tail_intervals import cvar_interval, paired_cvar_interval
 from lightning_rarlhf.quickstart.grammar import has_bold_word
 

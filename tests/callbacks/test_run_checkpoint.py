@@ -294,6 +294,17 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
     assert files(tmp_path) == ["best-step=4.ckpt", "last.ckpt"]
 
 
+def by_minutes(tmp_path, written) -> RunCheckpoint:
+    """Every two minutes; `written` grows with the iteration of each checkpoint."""
+
+    class Spy(RunCheckpoint):
+        def _save_checkpoint(self, trainer, filepath) -> None:
+            super()._save_checkpoint(trainer, filepath)
+            written.append(trainer.global_step)
+
+    return Spy(dirpath=str(tmp_path / "checkpoints"), every_n_iterations=100, every_n_minutes=2.0)
+
+
 def test_the_trigger_by_minutes_counts_whole_iterations(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -303,12 +314,7 @@ def test_the_trigger_by_minutes_counts_whole_iterations(tmp_path, monkeypatch):
         def on_train_batch_start(self, trainer, *_) -> None:
             now[0] += 60
 
-    class Spy(RunCheckpoint):
-        def _save_checkpoint(self, trainer, filepath) -> None:
-            super()._save_checkpoint(trainer, filepath)
-            written.append(trainer.global_step)
-
-    callback = Spy(dirpath=str(tmp_path / "checkpoints"), every_n_iterations=100, every_n_minutes=2.0)
+    callback = by_minutes(tmp_path, written)
     fit(SCRIPT, [Clock(), callback], tmp_path, every=100)
     assert written == [2, 4, 6]
 
@@ -328,12 +334,7 @@ def test_by_minutes_all_processes_go_by_the_clock_of_the_first(tmp_path, monkeyp
 
             monkeypatch.setattr(trainer.strategy, "broadcast", broadcast)
 
-    class Spy(RunCheckpoint):
-        def _save_checkpoint(self, trainer, filepath) -> None:
-            super()._save_checkpoint(trainer, filepath)
-            written.append(trainer.global_step)
-
-    callback = Spy(dirpath=str(tmp_path / "checkpoints"), every_n_iterations=100, every_n_minutes=2.0)
+    callback = by_minutes(tmp_path, written)
     fit(SCRIPT, [FirstProcess(), callback], tmp_path, every=100)
     assert written == [2, 5, 6]
     assert asked == [(step, False) for step in range(1, 6)]  # the last iteration is written whatever the time

@@ -15,14 +15,7 @@ from tests.report.run_folders import scores_of, write_run
 
 
 def run(
-    folder: Path,
-    name: str,
-    number: int,
-    *,
-    seed: int,
-    target: float = 1.0,
-    steps: int = 9,
-    kl: float = 1.0,
+    folder: Path, name: str, number: int, *, seed: int, target: float = 1.0, steps: int = 9, kl: float = 1.0
 ) -> Run:
     training = training_record("PPO", {"target": target}, seed=seed, steps=steps)
     return read_run(write_run(folder / name, scores_of(number, gain=kl**0.5), kl=kl, training=training))
