@@ -31,7 +31,7 @@ _USAGE = "train.py {name} --config FILE [--config OVERLAY] [--model.KEY VALUE] [
 _NONE = re.compile(r"--[^=\s]+=None")
 
 
-class OneLineParser(LightningArgumentParser):
+class TrainParser(LightningArgumentParser):
     """Says what is wrong in one line, with the nearest valid key, and exits with status 2."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -86,7 +86,7 @@ class TrainCLI(LightningCLI):
             load_from_checkpoint_support=False,
             save_config_callback=SaveRedactedConfig,
             save_config_kwargs={"overwrite": True},
-            parser_class=OneLineParser,
+            parser_class=TrainParser,
             parser_kwargs={
                 name: {"usage": _USAGE.format(name=name)} for name in ("fit", "validate", "test", "predict")
             },

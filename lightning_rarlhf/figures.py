@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lightning_rarlhf.functional.statistics import Interval, mean_interval
 from lightning_rarlhf.functional.tail_intervals import cvar_interval
+from lightning_rarlhf.functional.worst_shares import SHARES, worst_share_means
 from lightning_rarlhf.one_move import in_one_move
 
 if TYPE_CHECKING:
@@ -36,24 +37,6 @@ STYLE: Any = {
     "ytick.color": INK,
     "savefig.dpi": 150,
 }
-
-
-def worst_share_means(scores: ArrayLike) -> Scores:
-    """Mean of the worst q % for q = 1, 2, ..., 100: the lower-tail CVaR as a function of its level.
-
-    Args:
-        scores: [n].
-
-    Returns:
-        f64 [100], non-decreasing; entry 9 is CVaR10 and the last one the mean. A share holds ⌈qn/100⌉ scores.
-
-    >>> worst_share_means([1.0, 2.0, 3.0, 4.0])[[0, 24, 49, 99]].tolist()
-    [1.0, 1.0, 1.5, 2.5]
-    """
-    ordered = np.sort(np.asarray(scores, dtype=np.float64))
-    counts = -(-np.arange(1, 101) * len(ordered) // 100)
-    means: Scores = np.cumsum(ordered)[counts - 1] / counts
-    return means
 
 
 def draw_score_distributions(
@@ -114,7 +97,7 @@ def _compose(samples: dict[str, Scores], title: str, subtitle: str, alpha: float
         _draw_histogram(axes, values, edges, alpha, colour)
         _mark_histogram(axes, marks, _shares(values, edges).max(), colour)
         axes.set_title(name, loc="right", y=0.72, fontsize=11, weight="bold", color=colour)
-        curves.plot(np.arange(1, 101), worst_share_means(values), color=colour, linewidth=2, label=name)
+        curves.plot(SHARES, worst_share_means(values), color=colour, linewidth=2, label=name)
         _mark_curve(curves, marks, alpha, colour)
     _label_rows(rows, alpha)
     _label_curves(curves, alpha)

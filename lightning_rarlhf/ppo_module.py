@@ -21,8 +21,8 @@ from lightning_rarlhf.guarded_module import guarded
 from lightning_rarlhf.guards import require_finite
 from lightning_rarlhf.kl_control import build_kl_controller, observed_kl, require_horizon
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.manual_updater import ManualUpdater
 from lightning_rarlhf.ppo_update import run_ppo_epochs
-from lightning_rarlhf.ppo_updater import PPOUpdater
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import evaluate_samples, prepare_ppo_batch
 from lightning_rarlhf.sampling import SamplingSeed
@@ -137,7 +137,7 @@ class RiskAversePPOModule(LanguageModule):
     def update(self, tail: PPOBatch) -> PPOStats:
         """PPO epochs of actor and critic on the kept episodes."""
         order = torch.Generator().manual_seed((self.run_seed * 1_000_003 + self.iteration) % 2**63)
-        updater = PPOUpdater(self, self.actor, self.ppo.max_grad_norm)
+        updater = ManualUpdater(self, self.actor, self.ppo.max_grad_norm)
         return run_ppo_epochs(self.actor, tail, self.ppo, self.sampling, order, updater)
 
     def log_iteration(

@@ -23,9 +23,9 @@ from lightning_rarlhf.functional.quark import quantile_numbers, response_terms
 from lightning_rarlhf.guarded_module import guarded
 from lightning_rarlhf.guards import judge_gradient
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.manual_updater import ManualUpdater
 from lightning_rarlhf.optimizing import with_linear_decay
 from lightning_rarlhf.policy import ActorCritic, FrozenModel
-from lightning_rarlhf.ppo_updater import PPOUpdater
 from lightning_rarlhf.quark_batch import batch_of, rows_of_step, token_lists
 from lightning_rarlhf.quark_policy import ConditionedDecoder, ConditionedPolicy, reward_tokens, with_reward_tokens
 from lightning_rarlhf.quark_pool import QuarkPool
@@ -203,7 +203,7 @@ class QuarkModule(LanguageModule):
     def _learn(self, iteration: int) -> QuarkLosses:
         """Gradient steps on the whole pool, sorted anew; returns the mean of their losses."""
         quantiles = quantile_numbers(self.pool.scores, self.quark.quantiles)
-        steps, updater = self.quark.sample_interval, PPOUpdater(self, self.actor.lm, self.quark.max_grad_norm)
+        steps, updater = self.quark.sample_interval, ManualUpdater(self, self.actor.lm, self.quark.max_grad_norm)
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
         means = []

@@ -4,11 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lightning_rarlhf.figures import draw_score_distributions, worst_share_means
-from lightning_rarlhf.functional.tail_intervals import cvar_interval
+from lightning_rarlhf.figures import draw_score_distributions
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WIDTH, HEIGHT = slice(16, 20), slice(20, 24)
@@ -21,27 +18,6 @@ def scores(count: int = 200, shift: float = 0.0) -> np.ndarray:
 def size_of(picture: Path) -> tuple[int, int]:
     header = picture.read_bytes()[:24]
     return int.from_bytes(header[WIDTH]), int.from_bytes(header[HEIGHT])
-
-
-def test_worst_share_means_by_hand() -> None:
-    means = worst_share_means([4.0, -10.0, 2.0, 0.0])  # shares hold 1, 2, 3, 4 scores up to 25, 50, 75, 100 %
-    assert means[0] == means[24] == -10.0
-    assert means[25] == means[49] == -5.0
-    assert means[50] == means[74] == pytest.approx(-8 / 3)
-    assert means[99] == -1.0
-
-
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=60))
-def test_worst_share_means_rise_from_the_minimum_to_the_mean(values: list[float]) -> None:
-    means = worst_share_means(values)
-    assert means[0] == min(values)
-    assert means[99] == pytest.approx(np.mean(values), abs=1e-9)
-    assert (np.diff(means) >= -1e-9).all()
-
-
-def test_the_curve_passes_through_the_marked_cvar() -> None:
-    values = scores(237)
-    assert worst_share_means(values)[9] == pytest.approx(cvar_interval(values, 0.1, resamples=200).estimate)
 
 
 @pytest.mark.parametrize("policies", [1, 3, 5])

@@ -209,7 +209,7 @@ PLACES = (
         3,
         ("lightning_rarlhf/evaluated_module.py", "lightning_rarlhf/optimizing.py", "lightning_rarlhf/strategies.py"),
     ),
-    Place("lightning_rarlhf/ppo_updater.py", 3),
+    Place("lightning_rarlhf/manual_updater.py", 3),
     Place(
         "lightning_rarlhf/reward_module.py",
         3,
@@ -221,7 +221,7 @@ PLACES = (
         (
             "lightning_rarlhf/language_module.py",
             "lightning_rarlhf/guarded_module.py",
-            "lightning_rarlhf/ppo_updater.py",
+            "lightning_rarlhf/manual_updater.py",
         ),
     ),
     Place(
@@ -231,7 +231,7 @@ PLACES = (
             "lightning_rarlhf/language_module.py",
             "lightning_rarlhf/guarded_module.py",
             "lightning_rarlhf/optimizing.py",
-            "lightning_rarlhf/ppo_updater.py",
+            "lightning_rarlhf/manual_updater.py",
         ),
     ),
     Place(

@@ -11,7 +11,7 @@ import torch
 from callbacks import HuggingFaceExport
 from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, QuarkConfig, SamplingConfig
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.ppo_updater import PPOUpdater
+from lightning_rarlhf.manual_updater import ManualUpdater
 from lightning_rarlhf.quark_batch import batch_of, rows_of_step
 from lightning_rarlhf.quark_module import QuarkModule
 from lightning_rarlhf.quark_pool import QuarkPool
@@ -164,8 +164,8 @@ def test_a_longer_resumed_run_goes_on_in_its_own_decay(policy_folder, tmp_path, 
         rates.append(updater._module.optimizers().param_groups[0]["lr"])
         take(updater, norm)
 
-    take = PPOUpdater.step
-    monkeypatch.setattr(PPOUpdater, "step", step)
+    take = ManualUpdater.step
+    monkeypatch.setattr(ManualUpdater, "step", step)
     _, _, trainer = fit(policy_folder, tmp_path, 2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     rates.clear()

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rarlhf.figures import INK
+from lightning_rarlhf.functional.worst_shares import SHARES, first_share_means
 from lightning_rarlhf.report.figure_style import legend_below, looks, new_figure, save, tidy, with_band
 from lightning_rarlhf.report.methods import Method
-from lightning_rarlhf.report.quantile_curve import SHARES, QuantileCurve, quantile_curve, worst_prompt_means
+from lightning_rarlhf.report.quantile_curve import QuantileCurve, quantile_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,5 +95,5 @@ def _draw_seeds(axes: Axes, rewards: Mapping[str, Array]) -> None:
     """Rewards [n, seeds] in the order of the prompts' scores."""
     for label, look in looks(list(rewards)).items():
         if rewards[label].shape[1] > 1:
-            for line in worst_prompt_means(rewards[label].T):
+            for line in first_share_means(rewards[label].T):
                 axes.plot(SHARES, line, color=look.colour, linewidth=0.6, alpha=0.7)

@@ -23,7 +23,7 @@ def drawn_by(run: Run) -> Mapping[str, Any]:
     return run.identity.get("method") or {}
 
 
-def method_of(run: Run) -> dict[str, Any]:
+def shared_by_seeds(run: Run) -> dict[str, Any]:
     """Everything that the seeds of one method have in common, by dotted names: how it was trained and how it draws."""
     training = training_of(run)
     known = {
@@ -74,10 +74,10 @@ def same_reference(first: Run, run: Run) -> bool:
     hashes = [each.identity.get("reference_sha256") for each in (first, run)]
     if None not in hashes:
         return hashes[0] == hashes[1]
-    return reference_of(first.identity.get("reference")) == reference_of(run.identity.get("reference"))
+    return reference_name(first.identity.get("reference")) == reference_name(run.identity.get("reference"))
 
 
-def reference_of(name: object) -> str:
+def reference_name(name: object) -> str:
     """A reference's name; a folder by its real path."""
     text = str(name)
     return os.path.realpath(text) if os.path.isdir(text) else text
@@ -106,7 +106,7 @@ def _responses(run: Run) -> Iterator[str]:
 
 
 def _first_difference(first: Run, run: Run) -> str:
-    ours, theirs = method_of(first), method_of(run)
+    ours, theirs = shared_by_seeds(first), shared_by_seeds(run)
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             return f"{name} is {_short(ours.get(name))} in {first.folder}, {_short(theirs.get(name))} in {run.folder}"

@@ -16,9 +16,9 @@ it holds at every KL at once, hence "ahead from 2 to 5 nats" is one claim, not m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.risk import tail_size
-from lightning_rarlhf.functional.statistics import LEAST_TAIL, lower_tail_mean
+from lightning_rarlhf.functional.statistics import LEAST_TAIL, batch_size, lower_tail_mean, resampled_rows, tail_levels
 from lightning_rarlhf.report.identity import same_reference
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.seed_noise import has_seeds, has_unseeded_points, seed_groups, with_seed_noise
@@ -42,8 +42,6 @@ _NEAR = 0.05
 _WIDEST = 0.5
 """share of a method's range of √KL that neighbouring points may be apart"""
 _GRID = 41
-_BATCH_ELEMENTS = 2_000_000
-"""resampled values held at a time, whatever the number of prompts"""
 
 
 class Curve(NamedTuple):
@@ -208,7 +206,8 @@ def _resample(sweeps: Sequence[Method], alpha: float, resamples: int, seed: int)
     runs = [run for sweep in sweeps for run in sweep.runs]
     size = runs[0].columns["score"].size
     parts = []
-    for rows in _rows(len(runs[0]), resamples, max(1, _BATCH_ELEMENTS // size), seed):
+    as_they_are = np.arange(len(runs[0]))[None]
+    for rows in chain([as_they_are], resampled_rows(len(runs[0]), resamples, batch_size((size,)), seed)):
         scores = [run.columns["score"][rows].reshape(len(rows), -1) for run in runs]
         kl = [run.columns["kl"].mean(axis=1)[rows].mean(axis=1) for run in runs]
         means = [each.mean(axis=1) for each in scores]
@@ -218,14 +217,6 @@ def _resample(sweeps: Sequence[Method], alpha: float, resamples: int, seed: int)
     ends = np.cumsum([len(sweep.runs) for sweep in sweeps])
     split = [np.split(column, ends[:-1], axis=1) for column in whole]
     return [_Resampled(*each) for each in zip(*split, strict=True)]
-
-
-def _rows(n: int, resamples: int, batch: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """All rows once, then as many resamples."""
-    yield np.arange(n)[None]
-    generator = np.random.default_rng(seed)
-    for done in range(0, resamples, batch):
-        yield generator.integers(n, size=(min(batch, resamples - done), n))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,7 +328,7 @@ def _unbounded(curve: Curve) -> Curve:
 
 def _pointwise(samples: Array, confidence: float) -> Curve:
     """Percentile interval at each KL; row 0 is the estimate."""
-    low, high = np.quantile(samples[1:], [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    low, high = np.quantile(samples[1:], tail_levels(confidence), axis=0)
     return Curve(samples[0], low, high)
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.float64]
-
-SHARES = np.arange(1, 101)
-"""q, in per cent"""
-_BATCH_ELEMENTS = 2_000_000
+from lightning_rarlhf.functional.checks import Array
+from lightning_rarlhf.functional.statistics import batch_size, resampled_rows, tail_levels
+from lightning_rarlhf.functional.worst_shares import first_share_means
 
 
 class QuantileCurve(NamedTuple):
@@ -38,22 +34,9 @@ def quantile_curve(
         seed: of the resampling.
     """
     ordered = reward[np.argsort(prompt_score, kind="stable")]
-    estimate = worst_prompt_means(ordered[None])[0]
-    parts = [worst_prompt_means(ordered[rows]) for rows in _ascending_rows(len(ordered), resamples, seed)]
-    low, high = np.quantile(np.concatenate(parts), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return QuantileCurve(estimate, low, high)
-
-
-def worst_prompt_means(ordered: Array) -> Array:
-    """Means of the first ⌈qn/100⌉ of n values, q = 1..100: [r, n] → [r, 100]."""
-    counts = -(-SHARES * ordered.shape[1] // 100)
-    means: Array = np.cumsum(ordered, axis=1)[:, counts - 1] / counts
-    return means
-
-
-def _ascending_rows(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Resampled row numbers in ascending order, that is, in the order of the prompt score."""
-    generator = np.random.default_rng(seed)
-    batch = max(1, _BATCH_ELEMENTS // n)
-    for done in range(0, resamples, batch):
-        yield np.sort(generator.integers(n, size=(min(batch, resamples - done), n)), axis=1)
+    n = len(ordered)
+    # ascending row numbers are in the order of the prompt score
+    resampled = (np.sort(rows, axis=1) for rows in resampled_rows(n, resamples, batch_size((n,)), seed))
+    parts = [first_share_means(ordered[rows]) for rows in resampled]
+    low, high = np.quantile(np.concatenate(parts), tail_levels(confidence), axis=0)
+    return QuantileCurve(first_share_means(ordered), low, high)

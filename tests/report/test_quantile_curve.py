@@ -3,18 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_rarlhf.report.quantile_curve import quantile_curve, worst_prompt_means
+from lightning_rarlhf.report.quantile_curve import quantile_curve
 
 
 def test_means_of_the_lowest_prompts_by_hand() -> None:
     curve = quantile_curve(np.array([3.0, 1.0, 4.0, 2.0]), np.array([30.0, 10.0, 40.0, 20.0]), resamples=50)
     assert curve.estimate[[0, 24, 25, 49, 74, 99]].tolist() == [10.0, 10.0, 15.0, 15.0, 20.0, 25.0]
-
-
-def test_a_share_holds_a_rounded_up_number_of_prompts() -> None:
-    means = worst_prompt_means(np.arange(150.0)[None])[0]
-    assert means[0] == np.mean([0, 1])  # 1 % of 150 is 1.5
-    assert means[9] == np.arange(15).mean()
 
 
 def test_the_last_point_is_the_mean_and_its_band_the_bootstrap_of_a_mean() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from lightning_rarlhf import ppo_updater
-from lightning_rarlhf.ppo_updater import PPOUpdater
+from lightning_rarlhf import manual_updater
+from lightning_rarlhf.manual_updater import ManualUpdater
 
 
 class Silent(DDPStrategy):
@@ -38,10 +38,10 @@ def module_of(strategy) -> SimpleNamespace:
 @pytest.mark.parametrize("processes", [1, 3])
 def test_parts_add_up_and_undo_the_mean_over_processes(monkeypatch, processes):
     """DDP divides by the number of processes what it sums over them."""
-    monkeypatch.setattr(ppo_updater, "world_size", lambda: processes)
+    monkeypatch.setattr(manual_updater, "world_size", lambda: processes)
     network = torch.nn.Linear(2, 1, bias=False)
     module = module_of(Silent())
-    updater = PPOUpdater(module, network, None)
+    updater = ManualUpdater(module, network, None)
     for weight, last in ((1.0, False), (2.0, False), (4.0, True)):
         updater.add_gradient(weight * network(torch.ones(2)).sum(), last_part=last)
     assert network.weight.grad.tolist() == [[7.0 * processes] * 2]
@@ -52,6 +52,6 @@ def test_parts_add_up_and_undo_the_mean_over_processes(monkeypatch, processes):
 def test_a_strategy_of_one_process_has_nothing_to_hold_back():
     network = torch.nn.Linear(1, 1, bias=False)
     module = module_of(object())
-    PPOUpdater(module, network, None).add_gradient(network(torch.ones(1)).sum(), last_part=False)
+    ManualUpdater(module, network, None).add_gradient(network(torch.ones(1)).sum(), last_part=False)
     assert network.weight.grad.item() == 1
     assert module.sent == [True]

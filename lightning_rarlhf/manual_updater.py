@@ -15,7 +15,7 @@ from lightning_rarlhf.distributed import world_size
 from lightning_rarlhf.guards import gradient_norm
 
 
-class PPOUpdater:
+class ManualUpdater:
     """Backward, clip and step for a module, with its trainer's precision and strategy.
 
     Args:
