@@ -12,6 +12,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.loop_position import in_accumulated_step, is_last_iteration, validate_now, validation_follows
+from callbacks.rise_limit import RiseLimit
 from callbacks.safe_checkpoint import NotWrittenError, OnWriteError, SafeCheckpoint
 from lightning_rarlhf.consent import CHECKPOINT_KEY
 from lightning_rarlhf.errors import UserError
@@ -70,21 +72,14 @@ class RunCheckpoint(SafeCheckpoint):
         )
         if guard is not None and monitor is None:
             raise UserError(f"guard={guard} without a monitor: a guard limits what the monitored metric may choose")
-        if not (math.isfinite(max_rise) and max_rise >= 0):
-            raise UserError(f"max_rise: got {max_rise}, expected a share of at least 0; 0.2 = 20 % above the start")
-        if guard_start is not None:
-            _require_positive(f"guard_start of {guard}", guard_start)
+        self._guard = RiseLimit(guard, max_rise, guard_start)
         self.every_n_iterations = every_n_iterations
-        self.guard = guard
-        self.max_rise = max_rise
-        self.guard_start = guard_start
         self.every_n_minutes = every_n_minutes
         self.on_write_error = on_write_error
         self._last_written_at = -1
         self._written_when = time.monotonic()  # which no change of the clock moves
         self._owes_validation = False
         self._unwritten: NotWrittenError | None = None
-        self._refused = 0
         self.record: dict[str, Any] = {}
         """the run's settings, for the checkpoint; the command line fills it (see `lightning_rarlhf.consent`)"""
 
@@ -96,7 +91,7 @@ class RunCheckpoint(SafeCheckpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Ask for a whole validation before the first iteration, if the guard's start is not known."""
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self.guard is not None and self.guard_start is None:
+        if stage == "fit" and self._guard.metric is not None and self._guard.start is None:
             trainer.num_sanity_val_steps = math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -104,11 +99,11 @@ class RunCheckpoint(SafeCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._last_written_at = trainer.global_step
         self._written_when = time.monotonic()
-        if self.guard is not None and trainer.global_step > 0:
-            self._limit()  # a start that a resumed run does not know is refused before it trains
+        if self._guard.metric is not None and trainer.global_step > 0:
+            self._guard.require_start()  # before it trains
         if self._owes_validation:
             rank_zero_info(f"the run was stopped in the validation after iteration {trainer.global_step}: validating")
-            _validate(trainer)
+            validate_now(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -140,7 +135,8 @@ class RunCheckpoint(SafeCheckpoint):
         if trainer.state.fn != TrainerFn.FITTING or getattr(trainer, "fast_dev_run", False):
             return
         if trainer.sanity_checking:
-            self._note_start(trainer)
+            if self._guard.metric is not None and self._guard.start is None:
+                self._guard.begin(self._logged(trainer, self._guard.metric))
             return
         self._keep_best(trainer)
         if in_accumulated_step(trainer):
@@ -151,9 +147,10 @@ class RunCheckpoint(SafeCheckpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the final state of a fit that was stopped early; say so if there is no best one."""
         self.write_last(trainer)
-        if self._refused and not self.best_model_path:
+        guard = self._guard
+        if guard.metric is not None and guard.refused and not self.best_model_path:
             rank_zero_info(
-                f"no best checkpoint: {self.guard} was above its limit, {self._limit():.4g}, at all of {self._refused} "
+                f"no best checkpoint: {guard.metric} was above its limit, {guard.limit:.4g}, at all of {guard.refused} "
                 "validations; raise checkpoint.max_rise, or the KL penalty"
             )
 
@@ -183,6 +180,11 @@ class RunCheckpoint(SafeCheckpoint):
         self._written_when = time.monotonic()
 
     @property
+    def guard_start(self) -> float | None:
+        """The guard's value before the first iteration; None = not known yet."""
+        return self._guard.start
+
+    @property
     def written_at(self) -> int:
         """Iterations of the state that ``last.ckpt`` holds; -1 = not known."""
         return self._last_written_at
@@ -194,16 +196,13 @@ class RunCheckpoint(SafeCheckpoint):
         checkpoint[CHECKPOINT_KEY] = self.record
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"guard_start": self.guard_start, "refused": self._refused, "owes_validation": self._owes_validation}
-        return {**super().state_dict(), **own}
+        return {**super().state_dict(), **self._guard.state_dict(), "owes_validation": self._owes_validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A start that the user gives goes before the checkpoint's; the best by another metric are not the best now."""
+        """Take the state up; the best by another metric are not the best now."""
         if state_dict["monitor"] == self.monitor:
             super().load_state_dict(state_dict)
-        if self.guard_start is None:
-            self.guard_start = state_dict.get("guard_start")
-        self._refused = state_dict.get("refused", 0)
+        self._guard.load_state_dict(state_dict)
         self._owes_validation = state_dict.get("owes_validation", False)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
@@ -228,33 +227,9 @@ class RunCheckpoint(SafeCheckpoint):
             vars(self).update(best)
             self._or_go_on(error)
 
-    def _note_start(self, trainer: pl.Trainer) -> None:
-        if self.guard is not None and self.guard_start is None:
-            start = self._logged(trainer, self.guard)
-            _require_positive(f"{self.guard} before the first iteration", start)
-            self.guard_start = start
-            rank_zero_info(f"guard: {self.guard} starts at {start:.4g}; above {self._limit():.4g} nothing is the best")
-
     def _within_guard(self, trainer: pl.Trainer) -> bool:
-        if self.guard is None:
-            return True
-        value, limit = self._logged(trainer, self.guard), self._limit()
-        if value <= limit:
-            return True
-        self._refused += 1
-        rank_zero_info(
-            f"iteration {trainer.global_step}: {self.guard} is {value:.4g}, above the limit of {limit:.4g}; not a "
-            "candidate for the best"
-        )
-        return False
-
-    def _limit(self) -> float:
-        if self.guard_start is None:
-            raise UserError(
-                f"guard: the checkpoint that the run goes on from does not know {self.guard} at the start; give "
-                "checkpoint.guard_start"
-            )
-        return self.guard_start * (1 + self.max_rise)
+        guard = self._guard
+        return guard.metric is None or guard.allows(self._logged(trainer, guard.metric), trainer.global_step)
 
     def _logged(self, trainer: pl.Trainer, name: str) -> float:
         self._require_logged(trainer, name)
@@ -268,33 +243,3 @@ class RunCheckpoint(SafeCheckpoint):
 
 _BEST = ("best_k_models", "best_model_path", "best_model_score", "current_score", "kth_best_model_path", "kth_value")
 """what `ModelCheckpoint` notes of the best states before it writes them"""
-
-
-def is_last_iteration(trainer: pl.Trainer) -> bool:
-    """Whether the iteration that is ending is the run's last."""
-    return bool(trainer.global_step >= trainer.estimated_stepping_batches)
-
-
-def in_accumulated_step(trainer: pl.Trainer) -> bool:
-    """Whether the batch that has just ended was not the last one of an optimizer step (accumulate_grad_batches)."""
-    return trainer.lightning_module.automatic_optimization and trainer.fit_loop.epoch_loop._should_accumulate()
-
-
-def validation_follows(trainer: pl.Trainer) -> bool:
-    """Whether the trainer validates right after the iteration that is ending."""
-    fetcher = trainer.fit_loop._data_fetcher
-    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
-
-
-def _validate(trainer: pl.Trainer) -> None:
-    """Validate before the first iteration of a resumed run, as Lightning does between two."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.restarting = False
-    trainer.validating = True
-    loop.run()
-    trainer.training = True
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{name}: got {value:g}, expected a number above 0: a share of it is what may be added")

@@ -18,7 +18,8 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.run_checkpoint import RunCheckpoint, in_accumulated_step, is_last_iteration, validation_follows
+from callbacks.loop_position import in_accumulated_step, is_last_iteration, validation_follows
+from callbacks.run_checkpoint import RunCheckpoint
 from lightning_rarlhf.distributed import total
 
 
