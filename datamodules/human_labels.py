@@ -102,9 +102,10 @@ class HumanLabelsDataModule(RunDataModule, ABC):
     def columns(self) -> list[str]:
         """Columns that must be there."""
 
-    def completed(self, rows: Dataset, split: str) -> Dataset:
-        """The rows as they were read, with columns that the publisher keeps elsewhere."""
-        return rows
+    @property
+    def columns_beside(self) -> list[str]:
+        """Those of `columns` that a publisher may keep in a file of their own."""
+        return []
 
     @abstractmethod
     def usable(self, rows: Dataset, split: str) -> Rows:
@@ -172,9 +173,15 @@ class HumanLabelsDataModule(RunDataModule, ABC):
 
     def _divide(self) -> dict[str, Dataset]:
         raw = read_splits(
-            self.path, self.hub_id, self.split_names, source=self.source, revision=self.revision, config=self.hub_config
+            self.path,
+            self.hub_id,
+            self.split_names,
+            source=self.source,
+            revision=self.revision,
+            config=self.hub_config,
+            labels=self.columns_beside,
         )
-        tables = {split: self._usable(self.completed(flatten(rows), split), split) for split, rows in raw.items()}
+        tables = {split: self._usable(flatten(rows), split) for split, rows in raw.items()}
         if "all" in tables:
             tables["train"], tables["test"] = self._cut(tables.pop("all"), self.test_fraction, "test")
         if "val" not in tables and "train" in tables:

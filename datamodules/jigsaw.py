@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
@@ -57,7 +58,9 @@ class JigsawDataModule(PromptDataModule):
         if self.path is None:
             return self._read_hub()
         splits = read_split_files(self.path, ("train.csv", "test.csv"))
-        return splits | {"test": with_labels_beside(splits["test"], self.path, "test", ["toxic"])}
+        return splits | {
+            "test": with_labels_beside(splits["test"], Path(self.path).expanduser() / "test.csv", ["toxic"])
+        }
 
     def _read_hub(self) -> dict[str, Dataset]:
         """The hub's copy divides Kaggle's train.csv in two; together they are the training rows again."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from datamodules.human_labels import HumanLabelsDataModule, Rows, batches
-from datamodules.labels_beside import with_labels_beside
+from datamodules.labels_beside import require_never_labelled_is_told
 from datamodules.rows import ThresholdRule, ValueRule
 from lightning_rarlhf.data_types import LabelledBatch
 from lightning_rarlhf.errors import DataError
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class LabelledTextDataModule(HumanLabelsDataModule):
     """One logit a label column; a text may carry several labels, and a missing value is unknown, not no.
 
-    Labels that a file of a folder lacks may stand beside it, joined by the column id: those of test.csv in
-    test_labels.csv, as Kaggle gives them.
+    Labels that a file lacks may stand beside it, joined by the column id: those of test.csv in test_labels.csv, as
+    Kaggle gives them. Kaggle's −1 (never labelled) is unknown where labels are 0 and 1; with positive_label or
+    threshold, say so by unknown_labels.
 
     Args:
         text_column: holds the text; a column inside another is named with a dot, as prompt.text
@@ -30,6 +31,8 @@ class LabelledTextDataModule(HumanLabelsDataModule):
         label_names: what the classifier is to call them; none = as the columns
         positive_label: value that means yes, any other means no; none = 1 is yes, 0 is no and anything else unknown
         threshold: numbers above it mean yes, instead of positive_label
+        unknown_labels: values that mean never labelled; none = a missing value does, and with positive_label or
+            threshold a −1 that would count as no beside other values is refused, for Kaggle means that by it
         **kwargs: as in HumanLabelsDataModule
     """
 
@@ -41,6 +44,7 @@ class LabelledTextDataModule(HumanLabelsDataModule):
         label_names: list[str] | None = None,
         positive_label: str | int | float | bool | None = None,
         threshold: float | None = None,
+        unknown_labels: list[str | int | float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -53,6 +57,7 @@ class LabelledTextDataModule(HumanLabelsDataModule):
             raise DataError("positive_label and threshold exclude each other: give one, or neither for 0 and 1")
         self.text_column, self.label_columns, self._names = text_column, list(label_columns), list(names)
         self.positive_label, self.threshold = positive_label, threshold
+        self.unknown_labels = None if unknown_labels is None else tuple(map(str, unknown_labels))
 
     @property
     def label_names(self) -> list[str]:
@@ -62,13 +67,13 @@ class LabelledTextDataModule(HumanLabelsDataModule):
     def columns(self) -> list[str]:
         return [self.text_column, *self.label_columns]
 
-    def completed(self, rows: Dataset, split: str) -> Dataset:
-        if self.path is None or split not in self.split_names:  # of a hub dataset, or a single file's
-            return rows
-        return with_labels_beside(rows, self.path, self.split_names[split], self.label_columns)
+    @property
+    def columns_beside(self) -> list[str]:
+        return self.label_columns
 
     def usable(self, rows: Dataset, split: str) -> Rows:
         """Rows whose text is not blank and that have at least one known label."""
+        self._require_never_labelled_is_told(rows, split)
         kept = [
             start + number
             for start, part in batches(rows, self.columns)
@@ -109,14 +114,23 @@ class LabelledTextDataModule(HumanLabelsDataModule):
         labels = [[self._label(name, value) for value in part[name]] for name in self.label_columns]
         return LabelledBatch(input_ids=ids, attention_mask=mask, labels=torch.tensor(labels, dtype=torch.float32).T)
 
+    def _require_never_labelled_is_told(self, rows: Dataset, split: str) -> None:
+        if self.unknown_labels is not None or (self.positive_label is None and self.threshold is None):
+            return
+        for column in self.label_columns:
+            values = {str(value): value for _, part in batches(rows, [column]) for value in part[column]}
+            no = [text for text, value in values.items() if self._label(column, value) == 0]
+            require_never_labelled_is_told(no, column, f"{self.source} ({split})")
+
     def _label(self, column: str, value: Any) -> float:
         """1 = yes, 0 = no, NaN = unknown."""
+        unknown = self.unknown_labels or ()
         if self.threshold is not None:
-            label = ThresholdRule(column=column, at_most=self.threshold).label(value)
+            label = ThresholdRule(column=column, at_most=self.threshold, unknown=unknown).label(value)
             return math.nan if label < 0 else 1.0 - label
         if self.positive_label is not None:
-            label = ValueRule(column=column, wanted=str(self.positive_label)).label(value)
+            label = ValueRule(column=column, wanted=str(self.positive_label), unknown=unknown).label(value)
         else:
             said = int(value) if isinstance(value, bool) else value
-            label = ValueRule(column=column, wanted="1", unwanted="0").label(said)
+            label = ValueRule(column=column, wanted="1", unwanted="0", unknown=unknown).label(said)
         return math.nan if label < 0 else float(label)

@@ -2,48 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from datamodules.rows import Columns, fingerprint
+from datamodules.rows import Columns, fingerprint, flatten, number, said
 from datamodules.sources import find_file, read_file
 from lightning_rarlhf.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+SUFFIX = "_labels"
+"""of the file's name, before its ending"""
+_KEY = "id"
+_NEVER = "-1"
+"""what Kaggle's test_labels.csv says of a text that was never labelled"""
 
-def with_labels_beside(rows: Dataset, path: str, split: str, columns: Sequence[str]) -> Dataset:
-    """Add those of `columns` that `rows` lacks, by `id`, from the file ``<split>_labels`` if there is one.
 
-    A row that the file does not have gets missing values.
+def with_labels_beside(rows: Dataset, file: Path, columns: Sequence[str]) -> Dataset:
+    """Add those of `columns` that `rows` lacks, by `id`, from the file ``<stem>_labels`` if there is one.
+
+    The two may be of different kinds: an id is compared by how it is written, 7 = "7". A text whose id the other
+    file does not have gets missing values.
 
     Args:
-        rows: of `split`.
-        path: the folder that they were read from; one that is no folder has no such file.
-        split: name of their file, without its ending.
-        columns: labels.
+        rows: of `file`.
+        file: that they were read from.
+        columns: labels; one inside another column is named with a dot.
 
     Raises:
-        DataError: there is such a file, but without the column to join by, or the labels.
+        DataError: there is such a file, but without the column to join by or the labels, it has one id with unlike
+            labels, or none of the texts' ids.
     """
-    folder = Path(path).expanduser()
-    missing = [name for name in columns if name not in rows.column_names]
-    file = find_file(folder, f"{split}_labels") if missing and folder.is_dir() else None
-    if file is None:
+    missing = [name for name in columns if name not in flatten(rows).column_names]
+    labels_file = find_file(file.parent, f"{file.stem}{SUFFIX}") if missing else None
+    if labels_file is None:
         return rows
-    return _joined(rows, read_file(file), missing, f"{file}: cannot be joined with the texts of {split!r}")
+    return _joined(rows, flatten(read_file(labels_file)), missing, f"{labels_file}: cannot be joined with {file.name}")
+
+
+def require_never_labelled_is_told(no: Collection[str], column: str, source: str) -> None:
+    """Refuse −1 that counts as no beside other values of no: Kaggle's mark of a text that was never labelled?
+
+    Where −1 is the only value that means no, or not the only negative number, it is a value like any other.
+
+    Args:
+        no: the values of one file's column that count as no, as text.
+        column: its name.
+        source: names the file.
+
+    Raises:
+        DataError: with the two ways to say what is meant.
+    """
+    others = [value for value in no if said(value) != _NEVER]
+    if len(others) < len(no) and others and not any(number(value) < 0 for value in others):
+        raise DataError(
+            f"{source}: {column} has {_NEVER} beside other values, which in Kaggle's files marks texts that were never "
+            f"labelled; set data.unknown_labels to [{_NEVER}] if it does here, to [] if it is a label"
+        )
 
 
 def _joined(rows: Dataset, labels: Dataset, columns: list[str], complaint: str) -> Dataset:
     from datasets import Features
 
-    for table, name in ((rows, "id"), (labels, "id"), *((labels, name) for name in columns)):
+    for table, name in ((rows, _KEY), (labels, _KEY), *((labels, name) for name in columns)):
         if name not in table.column_names:
-            raise DataError(f"{complaint}, no column {name!r}; both need id, and the labels {', '.join(columns)}")
-    numbers = {row: number for number, row in enumerate(labels["id"])}
+            raise DataError(f"{complaint}, no column {name!r}; both need {_KEY}, and the labels {', '.join(columns)}")
     found = {name: list(labels[name]) for name in columns}
+    numbers = _numbers(labels[_KEY], found, complaint)
+    if not any(_written(key) in numbers for key in rows[_KEY]):
+        raise DataError(
+            f"{complaint}, none of its ids ({labels[_KEY][0]!r}, ...) is one of the texts' ({rows[_KEY][0]!r}, ...); "
+            "expected the labels of these texts"
+        )
     return rows.map(
         _add_labels,
         batched=True,
@@ -54,6 +86,26 @@ def _joined(rows: Dataset, labels: Dataset, columns: list[str], complaint: str) 
     )
 
 
-def _add_labels(batch: Columns, *, numbers: dict[object, int], found: Columns) -> Columns:
-    places = [numbers.get(row) for row in batch["id"]]
+def _numbers(keys: Iterable[Any], found: Columns, complaint: str) -> dict[str, int]:
+    """Row number of each id that is there."""
+    numbers: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        if key is None:
+            continue
+        first = numbers.setdefault(_written(key), row)
+        if any(repr(values[first]) != repr(values[row]) for values in found.values()):
+            raise DataError(f"{complaint}, it has id {key!r} twice, with unlike labels; keep one")
+    return numbers
+
+
+def _written(key: Any) -> str:
+    """An id as text; a whole number that went through floats (where others are missing) without its point.
+
+    Text stays as it is: Kaggle's ids are hexadecimal, and 0000000000000e12 is no number.
+    """
+    return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
+
+
+def _add_labels(batch: Columns, *, numbers: dict[str, int], found: Columns) -> Columns:
+    places = [numbers.get(_written(key)) for key in batch[_KEY]]
     return {name: [None if place is None else values[place] for place in places] for name, values in found.items()}

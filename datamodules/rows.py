@@ -30,15 +30,17 @@ class ValueRule:
     """value of the wanted class"""
     unwanted: str | None = None
     """value of the unwanted class; None = any other value"""
+    unknown: tuple[str, ...] = ()
+    """values that say that the class is not known"""
 
     def label(self, value: Any) -> int:
-        """1 = wanted, 0 = unwanted, -1 = unknown: no value, or neither of the two."""
-        if _is_missing(value) or not str(value).strip():
+        """1 = wanted, 0 = unwanted, -1 = unknown: no value, one that says so, or neither of the two."""
+        if _is_unknown(value, self.unknown):
             return -1
-        said = _said(value)
-        if said == _said(self.wanted):
+        text = said(value)
+        if text == said(self.wanted):
             return 1
-        return 0 if self.unwanted is None or said == _said(self.unwanted) else -1
+        return 0 if self.unwanted is None or text == said(self.unwanted) else -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +50,13 @@ class ThresholdRule:
     column: str
     at_most: float
     """largest value of the wanted class"""
+    unknown: tuple[str, ...] = ()
+    """values that say that the class is not known"""
 
     def label(self, value: Any) -> int:
-        """1 = wanted, 0 = unwanted, -1 = unknown: no value, or no number."""
-        number = _number(value)
-        return -1 if math.isnan(number) else int(number <= self.at_most)
+        """1 = wanted, 0 = unwanted, -1 = unknown: no value, one that says so, or no number."""
+        found = math.nan if _is_unknown(value, self.unknown) else number(value)
+        return -1 if math.isnan(found) else int(found <= self.at_most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +162,7 @@ def _convert(batch: Columns, numbers: list[int], *, schema: RowSchema, source: s
     return {
         "text": [_text(value, schema.text, source) for value in batch[schema.text]],
         "label": [rule.label(value) for value in batch[rule.column]] if rule else [-1] * len(numbers),
-        "score": [_number(value) for value in (batch[schema.score] if schema.score else blank)],
+        "score": [number(value) for value in (batch[schema.score] if schema.score else blank)],
         "row": numbers,
     }
 
@@ -172,7 +176,7 @@ def _has_label(labels: list[int]) -> list[bool]:
 
 
 def _text(value: Any, column: str, source: str) -> str:
-    if _is_missing(value):
+    if is_missing(value):
         return ""
     if isinstance(value, str):
         return value
@@ -183,19 +187,27 @@ def _text(value: Any, column: str, source: str) -> str:
     )
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether there is no value: None, or NaN where a column is of numbers."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _number(value: Any) -> float:
+def _is_unknown(value: Any, unknown: tuple[str, ...]) -> bool:
+    if is_missing(value) or not str(value).strip():
+        return True
+    return bool(unknown) and said(value) in map(said, unknown)
+
+
+def number(value: Any) -> float:
+    """`value` as a number; NaN if it is none."""
     try:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
     """One spelling for values that mean the same: 1, 1.0 and "1"; True and "true"."""
     text = str(value).strip()
-    number = _number(text)
-    return str(int(number)) if number.is_integer() else text.lower()
+    found = number(text)
+    return str(int(found)) if found.is_integer() else text.lower()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from datamodules.labels_beside import SUFFIX, with_labels_beside
 from datamodules.sources import find_file, is_data_file, read_file, read_hub
 from lightning_rarlhf.errors import DataError
 
@@ -21,6 +22,7 @@ def read_splits(
     source: str,
     revision: str | None = None,
     config: str | None = None,
+    labels: Sequence[str] = (),
 ) -> dict[str, Dataset]:
     """Rows by split; `all` = the only file there is, or the training file of a source without a test file.
 
@@ -31,9 +33,11 @@ def read_splits(
         source: names the data in errors.
         revision: of the hub dataset.
         config: configuration of a hub dataset that has several.
+        labels: columns that a file may lack if they stand in another one beside it (`labels_beside`).
 
     Raises:
-        DataError: neither or both of path and hub_id, or nothing there for training or test.
+        DataError: neither or both of path and hub_id, nothing there for training or test, or labels that cannot be
+            joined.
     """
     if (path is None) == (hub_id is None):
         raise DataError("data come from a file or folder (data.path) or from a hub dataset (data.hub_id): give one")
@@ -42,7 +46,7 @@ def read_splits(
     else:
         folder = Path(path).expanduser()
         files = _split_files(folder, names, source) if folder.is_dir() else {"all": folder}
-        splits = {split: read_file(file) for split, file in files.items()}
+        splits = {split: with_labels_beside(read_file(file), file, labels) for split, file in files.items()}
     if "train" in splits and "test" not in splits:
         splits["all"] = splits.pop("train")
     return splits
@@ -62,8 +66,10 @@ def _split_files(folder: Path, names: Mapping[str, str], source: str) -> dict[st
     found = {split: find_file(folder, name) for split, name in names.items()}
     files = {split: file for split, file in found.items() if file is not None}
     readable = [entry for entry in sorted(folder.iterdir()) if is_data_file(entry)]
-    if not files and len(readable) == 1:
-        return {"all": readable[0]}
+    beside = {f"{entry.stem}{SUFFIX}" for entry in readable}
+    texts = [entry for entry in readable if entry.stem not in beside]
+    if not files and len(texts) == 1:
+        return {"all": texts[0]}
     return files if files.keys() & {"train", "test"} else _no_split((entry.name for entry in readable), names, source)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from datamodules.base import PromptDataModule
+from datamodules.labels_beside import require_never_labelled_is_told
 from datamodules.rows import RowSchema, ValueRule, flatten
 from datamodules.split_sources import read_splits
 from lightning_rarlhf.errors import DataError
@@ -31,6 +32,8 @@ class TextFileDataModule(PromptDataModule):
         hub_config: configuration (subset) of a hub dataset that has several
         label_column: tells the class of a row; none = classes are unknown
         wanted_label: value of label_column that marks the wanted class; any other marks the unwanted one
+        unknown_labels: values of label_column that mean never labelled; none = a missing value does, and a −1 that
+            would mark the unwanted class beside other values is refused, for Kaggle means that by it
         score_column: a number per row that travels with its prompt; none = none
         train_split: name of the training split (a file of the folder, or a split of the hub dataset)
         val_split: name of the validation split, used if there is one
@@ -53,6 +56,7 @@ class TextFileDataModule(PromptDataModule):
         hub_config: str | None = None,
         label_column: str | None = None,
         wanted_label: str | int | float | bool | None = None,
+        unknown_labels: list[str | int | float] | None = None,
         score_column: str | None = None,
         train_split: str = "train",
         val_split: str = "validation",
@@ -68,6 +72,7 @@ class TextFileDataModule(PromptDataModule):
         self.hub_id, self.hub_config = hub_id, hub_config
         self.text_column, self.label_column, self.score_column = text_column, label_column, score_column
         self.wanted_label = None if wanted_label is None else str(wanted_label)
+        self.unknown_labels = None if unknown_labels is None else tuple(map(str, unknown_labels))
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
         self.test_fraction = test_fraction
         self.min_characters = min_characters
@@ -83,7 +88,7 @@ class TextFileDataModule(PromptDataModule):
     def schema(self, columns: Sequence[str]) -> RowSchema:
         rule = None
         if self.label_column is not None and self.wanted_label is not None:
-            rule = ValueRule(column=self.label_column, wanted=self.wanted_label)
+            rule = ValueRule(column=self.label_column, wanted=self.wanted_label, unknown=self.unknown_labels or ())
         return RowSchema(text=self.text_column, rule=rule, score=self.score_column)
 
     def read_predictions(self) -> Dataset:
@@ -106,19 +111,33 @@ class TextFileDataModule(PromptDataModule):
     def _read_splits(self) -> dict[str, Dataset]:
         """Rows by split; `all` = the only file there is, or the training file of a source without a test file."""
         self._check_arguments()
-        return read_splits(
-            self.path, self.hub_id, self.split_names, source=self.source, revision=self.revision, config=self.hub_config
+        splits = read_splits(
+            self.path,
+            self.hub_id,
+            self.split_names,
+            source=self.source,
+            revision=self.revision,
+            config=self.hub_config,
+            labels=() if self.label_column is None else (self.label_column,),
         )
+        for split, rows in splits.items() if self.unknown_labels is None else ():
+            no = [value for value, label in self._labels(rows).items() if label == 0]
+            require_never_labelled_is_told(no, str(self.label_column), f"{self.source} ({split})")
+        return splits
 
     def _require_wanted_label(self, splits: dict[str, Dataset]) -> None:
-        rule = self.schema(()).rule
-        if rule is None:
-            return
-        tables = [rows for rows in map(flatten, splits.values()) if rule.column in rows.column_names]
-        batches = (batch for rows in tables for batch in rows.select_columns([rule.column]).iter(batch_size=1000))
-        values = {str(value): rule.label(value) for batch in batches for value in batch[rule.column]}
+        values = {value: label for rows in splits.values() for value, label in self._labels(rows).items()}
         if values and 1 not in values.values():
             found = ", ".join(sorted(values)[:10])
             raise DataError(
-                f"{self.source}: no row has {rule.column} = {self.wanted_label!r} (wanted_label); values found: {found}"
+                f"{self.source}: no row has {self.label_column} = {self.wanted_label!r} (wanted_label); "
+                f"values found: {found}"
             )
+
+    def _labels(self, rows: Dataset) -> dict[str, int]:
+        """Class of each value that the label column has; empty without the column."""
+        flat, rule = flatten(rows), self.schema(()).rule
+        if rule is None or rule.column not in flat.column_names:
+            return {}
+        batches = flat.select_columns([rule.column]).iter(batch_size=1000)
+        return {str(value): rule.label(value) for batch in batches for value in batch[rule.column]}

@@ -100,7 +100,7 @@ def test_kaggle_layout_without_the_labels(tmp_path: Path, tokenizer_folder: str)
 def test_labels_that_cannot_be_joined(tmp_path: Path, tokenizer_folder: str) -> None:
     kaggle(tmp_path)
     write_csv(tmp_path / "test_labels.csv", [{"number": 1, "toxic": 0}])
-    with pytest.raises(DataError, match="test_labels.csv: cannot be joined with the texts of 'test', no column 'id'"):
+    with pytest.raises(DataError, match="test_labels.csv: cannot be joined with test.csv, no column 'id'"):
         module(str(tmp_path), tokenizer_folder).setup("test")
 
 
