@@ -120,7 +120,7 @@ def test_hexadecimal_ids_are_no_numbers(tmp_path: Path, tokenizer_folder: str) -
 def test_labels_of_other_texts_are_refused(tmp_path: Path, tokenizer_folder: str) -> None:
     write_csv(tmp_path / "train.csv", [{"id": f"{n:04x}", "text": text(n)} for n in range(40)])
     write_csv(tmp_path / "train_labels.csv", [{"id": f"x{n}", "toxic": n % 2} for n in range(40)])
-    with pytest.raises(DataError, match=r"train_labels\.csv: .*none of its ids \('x0', .*is one of the texts' \('0000'"):
+    with pytest.raises(DataError, match=r"train_labels\.csv: .*none of its ids \('x0', .*is one of the texts' \('0000"):
         labelled(tokenizer_folder, tmp_path).setup()
 
 
@@ -139,7 +139,7 @@ def test_kaggles_mark_of_no_label_is_not_taken_for_no(
     tmp_path: Path, tokenizer_folder: str, rule: dict[str, float]
 ) -> None:
     kaggle(tmp_path)
-    with pytest.raises(DataError, match=r"\(test\): toxic has -1 beside other values.*set data\.unknown_labels to \[-1\]"):
+    with pytest.raises(DataError, match=r"\(test\): toxic has -1 beside other values.*set data\.unknown_labels to \["):
         module(tmp_path, tokenizer_folder, **rule).setup()
     told = module(tmp_path, tokenizer_folder, **rule, unknown_labels=[-1])
     told.setup()
