@@ -60,6 +60,7 @@ PLACES = (
     Place("lightning_rarlhf/stopwatch.py", 0),
     Place("lightning_rarlhf/freed_memory.py", 0),
     Place("lightning_rarlhf/side_thread.py", 0),
+    Place("lightning_rarlhf/checked_scores.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/batch_parts.py", 0, ("lightning_rarlhf/data_types.py",)),
     Place(
         "lightning_rarlhf/functional/",
@@ -117,14 +118,24 @@ PLACES = (
     ),
     Place("lightning_rarlhf/retries.py", 1),
     Place(
-        "lightning_rarlhf/reward_models.py",
+        "lightning_rarlhf/classifier_label.py",
         1,
         (
             "lightning_rarlhf/classifier.py",
-            "lightning_rarlhf/hub.py",
-            "lightning_rarlhf/own_code.py",
             "lightning_rarlhf/cpu_linear.py",
             "lightning_rarlhf/fused_gelu.py",
+            "lightning_rarlhf/hub.py",
+            "lightning_rarlhf/own_code.py",
+        ),
+    ),
+    Place(
+        "lightning_rarlhf/reward_models.py",
+        1,
+        (
+            "lightning_rarlhf/checked_scores.py",
+            "lightning_rarlhf/classifier.py",
+            "lightning_rarlhf/classifier_label.py",
+            "lightning_rarlhf/own_code.py",
             "lightning_rarlhf/retries.py",
         ),
     ),
