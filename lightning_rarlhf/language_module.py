@@ -17,26 +17,32 @@ from lightning_rarlhf.compiled_decoding import CompiledDecoding, require_compila
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.distributed import rank
-from lightning_rarlhf.empty_policy import read_configuration
-from lightning_rarlhf.errors import ModelError, UserError
+from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluated_module import EvaluatedModule
 from lightning_rarlhf.freed_memory import keep_freed_memory
 from lightning_rarlhf.hub import require_model, split_revision
-from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.optimizing import keep_users_settings
 from lightning_rarlhf.own_code import trust
 from lightning_rarlhf.plain_text import visible
-from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
-from lightning_rarlhf.policy_loading import end_of_text_ids, is_start, load_actor_critic, load_causal_lm, reference_of
+from lightning_rarlhf.policy import ActorCritic, FrozenModel, Reference
+from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.policy_rules import require_trainable, require_workable
 from lightning_rarlhf.provenance import read_training, training_record
+from lightning_rarlhf.reference import is_start, load_reference, require_same_words
 from lightning_rarlhf.results_file import weights_sha256
 from lightning_rarlhf.resume import settings_of
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import require_room
 from lightning_rarlhf.sharding import whole_state
-from lightning_rarlhf.strategies import FSDP2Strategy, divide, require_same_seed, require_supported, usable
-from lightning_rarlhf.tokenizer import load_tokenizer, require_same_tokens
+from lightning_rarlhf.strategies import (
+    FSDP2Strategy,
+    divide,
+    require_precision,
+    require_same_seed,
+    require_supported,
+    usable,
+)
+from lightning_rarlhf.tokenizer import load_tokenizer
 from lightning_rarlhf.trained_weights import only_trained, require_trained
 
 if TYPE_CHECKING:
@@ -78,7 +84,7 @@ class LanguageModule(EvaluatedModule):
 
     def setup(self, stage: str) -> None:
         """Load what is frozen, on this process's device; choose the seed of all sampling."""
-        _require_precision(str(self.trainer.precision))
+        require_precision(str(self.trainer.precision))
         require_supported(self.trainer)
         self.require_workable(self.trainer)
         if self.seed is None:
@@ -142,7 +148,7 @@ class LanguageModule(EvaluatedModule):
         self.tokenizer = load_tokenizer(self.policy_config.pretrained, self.policy_config.revision)
         has_reference = self.trains_with_reward or self.trainer.state.fn in ("test", "predict")
         if has_reference:
-            self._require_same_tokens()
+            require_same_words(self.policy_config, self.reference_name, self.tokenizer)
         self.actor = self._load_actor()
         if self.trainer.state.fn == "fit":
             require_trainable(self.policy_config, quantized=bool(getattr(self.actor.lm, "is_quantized", False)))
@@ -158,50 +164,12 @@ class LanguageModule(EvaluatedModule):
         return load_actor_critic(self.policy_config, self.tokenizer, self.trainer.strategy.root_device)
 
     def _load_reference(self) -> Reference:
-        """The starting policy, unless another is named: KL is then 0 at iteration 0."""
-        own = is_start(self.policy_config, self.reference_name)
-        if own and self.policy_config.lora is not None:
-            return WithoutAdapter(self.actor)
-        if own and self.policy_config.frozen_layers:
-            return self._placed(self.actor.twin())
         device = self.trainer.strategy.root_device
-        name, revision = reference_of(self.policy_config, self.reference_name)
-        config = PolicyConfig(
-            pretrained=name,
-            revision=revision,
-            quantization=self.policy_config.quantization,
-            dtype=self.policy_config.dtype,
-            attn_implementation=self.policy_config.attn_implementation,
-        )
-        vocabulary = int(read_configuration(name, revision).get_text_config().vocab_size)
-        if vocabulary != self.actor.vocabulary:
-            raise UserError(
-                f"reference {name} has {vocabulary} tokens, the policy {self.policy_config.pretrained} "
-                f"{self.actor.vocabulary}: KL needs one vocabulary; name a reference of the policy's family"
-            )
-        lm = load_causal_lm(config, device)
-        return self._placed(LanguageModel(lm, end_of_text_ids(lm, self.tokenizer)))
-
-    def _require_same_tokens(self) -> None:
-        """Refuse a reference that means other texts by the policy's ids, where its folder can tell; before any weights.
-
-        Raises:
-            ModelError: nothing there, or with the first token that differs.
-        """
-        if is_start(self.policy_config, self.reference_name):
-            return
-        name, revision = reference_of(self.policy_config, self.reference_name)
-        require_model(name, revision)
-        try:
-            theirs = load_tokenizer(name, revision)
-        except ModelError:  # weights alone
-            return
-        require_same_tokens(self.tokenizer, theirs, f"reference {name}", may_lack=True)
-
-    def _placed(self, reference: LanguageModel) -> FrozenModel:
-        frozen = FrozenModel(reference)
-        divide(frozen.model, self.trainer)
-        return frozen.to(self.trainer.strategy.root_device)
+        reference = load_reference(self.policy_config, self.reference_name, self.actor, self.tokenizer, device)
+        if isinstance(reference, FrozenModel):
+            divide(reference.model, self.trainer)
+            reference.to(device)
+        return reference
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer that the configuration names, over what is trained."""
@@ -358,13 +326,3 @@ class LanguageModule(EvaluatedModule):
         if checkpoint["sampling_seed"] != self.seed:
             rank_zero_info(f"the run goes on with its own seed, {checkpoint['sampling_seed']}, not {self.seed}")
         self.seed = checkpoint["sampling_seed"]
-
-
-def _require_precision(precision: str) -> None:
-    """Refuse what rounds the wrong things: float16 overflows in sampling, and bf16-true rounds every buffer."""
-    if precision in ("32-true", "bf16-mixed"):
-        return
-    raise UserError(
-        f"trainer.precision={precision}: expected 32-true or bf16-mixed; for weights in bfloat16 set "
-        "model.policy.dtype: bfloat16 and keep 32-true"
-    )

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.empty_policy import empty_policy
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.hub import base_of_adapter, require_model, split_revision
+from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import START, add_adapter
 from lightning_rarlhf.own_code import load_pretrained
 from lightning_rarlhf.plain_text import first_line
@@ -128,16 +128,6 @@ def end_of_text_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     listed = configured if isinstance(configured, list) else [configured]
     known = {int(token) for token in listed if token is not None and token < embedding_rows(lm)}
     return sorted({int(tokenizer.eos_token_id), *known})
-
-
-def is_start(policy: PolicyConfig, reference: str | None) -> bool:
-    """Whether a reference of that name, None = none named, is the network that the policy starts from."""
-    return reference_of(policy, reference) == (policy.pretrained, policy.revision)
-
-
-def reference_of(policy: PolicyConfig, reference: str | None) -> tuple[str, str | None]:
-    """Name and revision of the reference that is named so; None = the policy's own."""
-    return (policy.pretrained, policy.revision) if reference is None else split_revision(reference)
 
 
 def load_actor_critic(

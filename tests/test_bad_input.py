@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import train
-from lightning_rarlhf import language_module
+from lightning_rarlhf import reference as reference_loading
 from tests.datamodules.data_files import jigsaw_rows, write_csv
 from tests.test_configs import QUIET, ROOT
 from tests.tiny_models import causal_lm, save_classifier, save_policy
@@ -376,8 +376,8 @@ def test_a_reference_that_cannot_be_compared_is_refused_before_its_weights_are_l
     world, tmp_path, capfd, monkeypatch, reference, message
 ):
     loaded = []
-    own = language_module.load_causal_lm
-    monkeypatch.setattr(language_module, "load_causal_lm", lambda *args: loaded.append(args) or own(*args))
+    own = reference_loading.load_causal_lm
+    monkeypatch.setattr(reference_loading, "load_causal_lm", lambda *args: loaded.append(args) or own(*args))
     with pytest.raises(SystemExit):
         train.main([*arguments(world, tmp_path), "--model.reference", str(world / reference)])
     assert message in capfd.readouterr().err

@@ -116,6 +116,18 @@ PLACES = (
             "lightning_rarlhf/policy.py",
         ),
     ),
+    Place(
+        "lightning_rarlhf/reference.py",
+        1,
+        (
+            "lightning_rarlhf/empty_policy.py",
+            "lightning_rarlhf/hub.py",
+            "lightning_rarlhf/lora.py",
+            "lightning_rarlhf/policy.py",
+            "lightning_rarlhf/policy_loading.py",
+            "lightning_rarlhf/tokenizer.py",
+        ),
+    ),
     Place("lightning_rarlhf/retries.py", 1),
     Place(
         "lightning_rarlhf/classifier_label.py",

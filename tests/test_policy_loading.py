@@ -8,7 +8,6 @@ from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.policy_loading import (
     VALUE_HEAD_FILE,
     end_of_text_ids,
-    is_start,
     load_actor_critic,
     load_causal_lm,
 )
@@ -67,11 +66,3 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 def test_layers_too_narrow_for_four_bits_are_refused(policy_folder):
     with pytest.raises(ModelError, match=r"blocks of 64 weights, its layers have 16 inputs; .*8bit"):
         load_causal_lm(PolicyConfig(pretrained=str(policy_folder), quantization="4bit"))
-
-
-@pytest.mark.parametrize(
-    ("reference", "revision", "same"),
-    [(None, "v2", True), ("x", None, True), ("x@v2", "v2", True), ("x", "v2", False), ("x@v2", None, False)],
-)
-def test_a_reference_is_the_start_if_its_revision_is_too(reference, revision, same):
-    assert is_start(PolicyConfig(pretrained="x", revision=revision), reference) == same

@@ -19,8 +19,8 @@ from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.memory.advice import advice
 from lightning_rarlhf.memory.estimate import Estimate, RewardSettings, Run, estimate, reward_bytes
 from lightning_rarlhf.plain_text import error_line
-from lightning_rarlhf.policy_loading import is_start, reference_of
 from lightning_rarlhf.ppo_update import rows_at_a_time
+from lightning_rarlhf.reference import is_start, reference_of
 from lightning_rarlhf.reward_models import ClassifierReward
 
 _HELP = """usage: python -m lightning_rarlhf.memory [--device_memory 80GiB] [--processes N] --config FILE [...]

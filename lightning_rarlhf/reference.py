@@ -1,0 +1,95 @@
+"""The frozen policy that KL is measured from: which one a run means, whether it can be compared, and its loading."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_rarlhf.config import PolicyConfig
+from lightning_rarlhf.empty_policy import read_configuration
+from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.hub import require_model, split_revision
+from lightning_rarlhf.lora import WithoutAdapter
+from lightning_rarlhf.policy import FrozenModel, LanguageModel, Reference
+from lightning_rarlhf.policy_loading import end_of_text_ids, load_causal_lm
+from lightning_rarlhf.tokenizer import load_tokenizer, require_same_tokens
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+def is_start(policy: PolicyConfig, named: str | None) -> bool:
+    """Whether a reference of that name, None = none named, is the network that the policy starts from."""
+    return reference_of(policy, named) == (policy.pretrained, policy.revision)
+
+
+def reference_of(policy: PolicyConfig, named: str | None) -> tuple[str, str | None]:
+    """Name and revision of the reference that is named so; None = the policy's own."""
+    return (policy.pretrained, policy.revision) if named is None else split_revision(named)
+
+
+def require_same_words(policy: PolicyConfig, named: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a reference that means other texts by the policy's ids, where its folder can tell; before any weights.
+
+    Args:
+        policy: the policy's settings.
+        named: hub id[@revision] or folder of the reference; None = the policy's own start.
+        tokenizer: the policy's.
+
+    Raises:
+        ModelError: nothing there, or with the first token that differs.
+    """
+    if is_start(policy, named):
+        return
+    name, revision = reference_of(policy, named)
+    require_model(name, revision)
+    try:
+        theirs = load_tokenizer(name, revision)
+    except ModelError:  # weights alone
+        return
+    require_same_tokens(tokenizer, theirs, f"reference {name}", may_lack=True)
+
+
+def load_reference(
+    policy: PolicyConfig,
+    named: str | None,
+    actor: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device | None = None,
+) -> Reference:
+    """The starting policy, unless another is named: KL is then 0 at iteration 0.
+
+    Of its own start an adapted policy is the reference itself, with its adapter off; one with frozen layers shares
+    those with the reference.
+
+    Args:
+        policy: the policy's settings; its quantisation, dtype and attention are the reference's too.
+        named: hub id[@revision] or folder of the reference; None = the policy's own start.
+        actor: the policy, not trained yet.
+        tokenizer: the policy's.
+        device: where quantised weights are made; None = the CPU.
+
+    Raises:
+        ModelError: nothing there, no causal language model, or one of another vocabulary.
+    """
+    own = is_start(policy, named)
+    if own and policy.lora is not None:
+        return WithoutAdapter(actor)
+    if own and policy.frozen_layers:
+        return FrozenModel(actor.twin())
+    name, revision = reference_of(policy, named)
+    vocabulary = int(read_configuration(name, revision).get_text_config().vocab_size)
+    if vocabulary != actor.vocabulary:
+        raise ModelError(
+            f"reference {name} has {vocabulary} tokens, the policy {policy.pretrained} "
+            f"{actor.vocabulary}: KL needs one vocabulary; name a reference of the policy's family"
+        )
+    config = PolicyConfig(
+        pretrained=name,
+        revision=revision,
+        quantization=policy.quantization,
+        dtype=policy.dtype,
+        attn_implementation=policy.attn_implementation,
+    )
+    lm = load_causal_lm(config, device)
+    return FrozenModel(LanguageModel(lm, end_of_text_ids(lm, tokenizer)))
