@@ -105,7 +105,9 @@ def to_rows(flat: Dataset, schema: RowSchema, source: str) -> Dataset:
 
     missing = [name for name in schema.columns if name not in flat.column_names]
     if missing:
-        raise DataError(f"{source}: no column {missing[0]!r}; columns found: {', '.join(flat.column_names)}")
+        (*one, last) = flat.column_names
+        hint = "; put commas between the columns, or tabs into a .tsv" if not one and {";", "\t"} & set(last) else ""
+        raise DataError(f"{source}: no column {missing[0]!r}; columns found: {', '.join(flat.column_names)}{hint}")
     features = Features(
         {"text": Value("string"), "label": Value("int8"), "score": Value("float32"), "row": Value("int64")}
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def read_file(path: str | Path) -> Dataset:
     _require_data_file(path)
     loader = _LOADERS[path.suffix.lower()]
     cache = f"or, if it is right, delete the cache of it below {datasets.config.HF_DATASETS_CACHE}"
-    with _one_line_errors(str(path), f"save it again as UTF-8 text or parquet that matches its ending, {cache}"):
+    remedy = f"save it again as UTF-8 text or parquet that matches its ending, {cache}"
+    with _one_line_errors(str(path), remedy), _naming_line(path):
         options = _csv_options(path) if loader == "csv" else _JSON_OPTIONS if loader == "json" else {}
         loaded = datasets.load_dataset(
             loader, data_files=glob.escape(str(path.absolute())), split=datasets.Split.TRAIN, **options
@@ -79,6 +81,8 @@ def require_folder(path: str, wanted: str) -> Path:
     Raises:
         DataError: it is missing or no folder; the text says that `wanted` was expected in it.
     """
+    if not path.strip():
+        raise DataError(f"data.path is empty; expected a folder with {wanted}")
     folder = Path(path).expanduser()
     if not folder.exists():
         raise DataError(f"{path}: no such folder; expected one with {wanted}")
@@ -150,6 +154,34 @@ def _csv_options(path: Path) -> dict[str, Any]:
         "keep_default_na": False,
         "na_values": [""],
     }
+
+
+@contextmanager
+def _naming_line(path: Path) -> Iterator[None]:
+    """Name the first broken line of a JSONL file; Arrow counts rows from 0, within a block, without the empty ones."""
+    try:
+        yield
+    except Exception as error:
+        if path.suffix.lower() != ".jsonl":
+            raise
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            for number, line in enumerate(file, start=1):
+                problem = _problem_of(line)
+                if problem:
+                    raise DataError(
+                        f"{path}, line {number}: {problem}; expected one object in braces on each line"
+                    ) from error
+        raise
+
+
+def _problem_of(line: str) -> str | None:
+    """What keeps a line from being an object of JSON; None = nothing, or an empty line."""
+    if not line.strip():
+        return None
+    try:
+        return None if isinstance(json.loads(line), dict) else "is not a JSON object"
+    except json.JSONDecodeError as error:
+        return f"is not JSON ({error.msg} at its character {error.pos + 1})"
 
 
 def _not_empty(rows: Dataset, source: str) -> Dataset:

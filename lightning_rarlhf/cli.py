@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.stop_on_signal import StopOnSignal
 from lightning_rarlhf.cli_errors import condense
+from lightning_rarlhf.config_file import require_settings
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.going_on import LAST, changes_of_method, find_checkpoint, is_requeued, record_of, require_consent
 from lightning_rarlhf.one_move import in_one_move, or_say_why
@@ -25,7 +27,14 @@ from lightning_rarlhf.plain_text import error_line, first_line
 from lightning_rarlhf.provenance import method_settings
 from lightning_rarlhf.quiet import quiet
 from lightning_rarlhf.redaction import redacted, redacted_yaml
-from lightning_rarlhf.strategies import require_asked_precision, require_readable, require_supported
+from lightning_rarlhf.run_start import taken_back_if_refused
+from lightning_rarlhf.strategies import (
+    require_asked_precision,
+    require_known_strategy,
+    require_readable,
+    require_supported,
+)
+from lightning_rarlhf.wrong_values import require_groups
 
 _USAGE = "train.py {name} --config FILE [--config OVERLAY] [--model.KEY VALUE] [--data.KEY VALUE] [--trainer.KEY VALUE]"
 _NONE = re.compile(r"--[^=\s]+=None")
@@ -46,6 +55,14 @@ class TrainParser(LightningArgumentParser):
         if args is not None:
             args = [f"{given.removesuffix('None')}null" if _NONE.fullmatch(given) else given for given in args]
         return super().parse_args(args, *more, **options)
+
+    def parse_path(self, path: Any, *more: Any, **options: Any) -> Any:
+        """Read a configuration file, and say in which line it is none."""
+        try:
+            require_settings(Path(path))
+        except UserError as error:
+            self.error(str(error), error)
+        return super().parse_path(path, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # an alternative is being tried; the caller makes the message
@@ -112,6 +129,9 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from another setting, unless the user said it; require a free folder or a checkpoint."""
         config = self.config[self.config.subcommand]
+        for part in ("model", "data"):
+            require_groups(config[part].class_path, config[part].init_args, part)
+        require_known_strategy(config.trainer.strategy)
         model, data = config.model.init_args, config.data.init_args
         read_by = "policy" if "policy" in model else "backbone"
         if data.tokenizer not in (None, model[read_by].pretrained):
@@ -152,8 +172,18 @@ class TrainCLI(LightningCLI):
         Raises:
             UserError: settings of the trainer that do not go together, such as a strategy without its devices.
         """
-        with _as_users_mistake("trainer", ValueError):
+        with _as_users_mistake("trainer", ValueError, TypeError, MisconfigurationException):
             return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As Lightning does; a run that is refused before its first batch is finished leaves nothing behind."""
+        with taken_back_if_refused(self.trainer):
+            super()._run_subcommand(subcommand)
+
+    def _set_seed(self) -> None:
+        """As Lightning does; numpy's bounds are said in one line."""
+        with _as_users_mistake("seed_everything", ValueError):
+            super()._set_seed()
 
     def _go_on(self, checkpoint: str, *, consent: bool) -> None:
         changes = changes_of_method(Path(checkpoint), self._resume_record)
@@ -173,7 +203,7 @@ class TrainCLI(LightningCLI):
         require_readable(self.trainer, config.get("ckpt_path"))
         self.model.config_text = redacted_yaml(self.parser.dump(self.config, skip_none=False))
         if self.config.subcommand == "fit":
-            _try_optimizer(self.model)
+            require_fit(self.model)
             whole = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
             self.model.method_settings = method_settings(whole["fit"])
         for callback in self.trainer.checkpoint_callbacks:
@@ -181,12 +211,13 @@ class TrainCLI(LightningCLI):
                 callback.record = self._resume_record
 
 
-def _try_optimizer(model: Any) -> None:
-    """Make the optimizer once over nothing that matters: what it refuses is refused before anything is loaded.
+def require_fit(model: Any) -> None:
+    """Refuse what only a fit reads before anything is loaded; the optimizer is made once over nothing that matters.
 
     Raises:
-        UserError: settings that the optimizer does not take.
+        UserError: settings that the optimizer or the method does not take.
     """
+    model.require_fit()
     with _as_users_mistake("model.optimizer", TypeError, ValueError):
         model.make_optimizer([torch.nn.Parameter(torch.zeros(1, 1))])
 

@@ -85,8 +85,8 @@ class PolicyConfig:
     compile_sampling: bool = False
     """draw responses by steps that torch's compiler has made one function of, on a GPU a CUDA graph: the same
     distribution, without Python between a step's kernels. The first batch of a size waits for the compiler, a minute or
-    so; key-value cache and, in bf16-mixed, bfloat16 copies of the linear layers stay in memory. Decoding-time methods
-    keep the plain loop; not with quantization or FSDP"""
+    so; key-value cache and, in bf16-mixed, bfloat16 copies of the linear layers stay in memory. Not with quantization,
+    FSDP or a decoding-time method"""
 
     def __post_init__(self) -> None:
         require_in_range(self)
@@ -170,7 +170,7 @@ class KLConfig:
     """The KL penalty's coefficient β and its controller (paper, Eqs. 4 and 12)."""
 
     init_kl_coef: NonNegativeFloat = 0.2
-    """β at iteration 0; 0, no penalty, only with adaptive: false"""
+    """β at iteration 0; 0, no penalty, is for adaptive: false only"""
     adaptive: bool = True
     """move β so that the observed KL approaches the target; false = β stays"""
     target: PositiveFloat = 6.0
@@ -183,11 +183,6 @@ class KLConfig:
 
     def __post_init__(self) -> None:
         require_in_range(self)
-        if self.adaptive and self.init_kl_coef == 0:
-            raise UserError(
-                "kl.init_kl_coef=0 would stay 0, as kl.adaptive only multiplies it: set adaptive: false, or "
-                "init_kl_coef above 0"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,12 @@ class DecodingModule(LanguageModule):
             reference: hub id[@revision] or folder of the model KL is measured against; none = the policy itself.
             sampling: applies to the method's distribution, after whatever the method does.
             evaluation: validation, test and predict.
+
+        Raises:
+            UserError: sampling is to be compiled.
         """
+        if policy.compile_sampling:
+            raise UserError(_NOT_COMPILED)
         super().__init__(policy, reference, reward, sampling, evaluation, _no_optimizer)
         self.method = method if method is not None else Plain()
 
@@ -109,6 +114,10 @@ class DecodingModule(LanguageModule):
         return {**super().result_identity(), "method": {**self.method.identity(), **loaded}}
 
 
+_NOT_COMPILED = (
+    "DecodingModule: model.policy.compile_sampling does not reach into a decoding method and would be ignored; set it "
+    "to false, or test the policy alone by --model RiskAversePPOModule, which compiles"
+)
 _NOTHING_TO_FIT = (
     "DecodingModule changes how responses are drawn and has nothing to fit; use test, validate or predict, or fit "
     "RiskAversePPOModule, SFTModule or another trained method"

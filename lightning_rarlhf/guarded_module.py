@@ -55,6 +55,13 @@ class GuardedModule(pl.LightningModule):
         optimizer._on_before_step()
         optimizer._on_after_step()
 
+    def require_fit(self) -> None:
+        """Refuse settings that only a fit reads; cheap, so that the command line asks before anything is loaded.
+
+        Raises:
+            UserError: the reason, and what to set instead.
+        """
+
     @contextmanager
     def agreeing(self) -> Iterator[None]:
         """A part of an iteration that processes do by themselves: a failure of one is a failure of all.

@@ -20,6 +20,8 @@ def require_model(name: str, revision: str | None = None) -> None:
     Raises:
         ModelError: a folder without ``config.json``, a path that does not exist, or a hub id out of reach.
     """
+    if not name.strip():
+        raise ModelError("a model's name is empty; give a hub id, or a folder written by save_pretrained")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file() and not (folder / ADAPTER_FILE).is_file():

@@ -123,8 +123,17 @@ class AdaptiveKLController:
 
 
 def build_kl_controller(config: KLConfig) -> KLController:
-    """Controller that `config` asks for."""
+    """Controller that `config` asks for.
+
+    Raises:
+        UserError: one that could never move β.
+    """
     if config.adaptive:
+        if config.init_kl_coef == 0:
+            raise UserError(
+                "kl.init_kl_coef=0 would stay 0, as kl.adaptive only multiplies it: set adaptive: false, or "
+                "init_kl_coef above 0"
+            )
         return AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
     return FixedKLController(config.init_kl_coef)
 

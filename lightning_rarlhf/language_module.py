@@ -111,6 +111,8 @@ class LanguageModule(EvaluatedModule):
             UserError: the reason, and what to set instead.
         """
         fits = trainer.state.fn == "fit"
+        if fits:
+            self.require_fit()
         require_workable(
             self.policy_config,
             fits=fits,

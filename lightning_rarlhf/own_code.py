@@ -7,8 +7,10 @@ name an overlay puts in place of the one that was trusted.
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,8 @@ def load_pretrained(kind: Any, name: str, what: str, *, revision: str | None = N
         name: hub id or folder.
         what: it should be, for a message: "a causal language model".
         revision: of the hub.
-        options: passed on.
+        options: passed on. Who asks for the loading info says himself which weights are missing: transformers' table of
+            them is then not printed.
 
     Raises:
         ModelError: not there, damaged, of another kind, or with code that is not trusted or another repository's.
@@ -67,8 +70,10 @@ def load_pretrained(kind: Any, name: str, what: str, *, revision: str | None = N
     if may_run_code(name, revision):
         _require_code_of_its_own(name, revision)
     try:
-        # transformers would ask on the terminal if trust_remote_code were left out
-        return kind.from_pretrained(name, revision=revision, trust_remote_code=may_run_code(name, revision), **options)
+        with _without_table() if options.get("output_loading_info") else nullcontext():
+            # transformers would ask on the terminal if trust_remote_code were left out
+            trusted = may_run_code(name, revision)
+            return kind.from_pretrained(name, revision=revision, trust_remote_code=trusted, **options)
     except torch.OutOfMemoryError:
         raise
     # ImportError: of a package that a setting needs (flash attention) or a tokenizer's file format
@@ -78,6 +83,20 @@ def load_pretrained(kind: Any, name: str, what: str, *, revision: str | None = N
         if type(error) is not Exception:  # bare: the tokenizers library, about a damaged tokenizer.json
             raise
         raise load_failure(name, what, error) from error
+
+
+@contextmanager
+def _without_table() -> Iterator[None]:
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_table)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_table)
+
+
+def _is_no_table(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def _require_code_of_its_own(name: str, revision: str | None) -> None:
@@ -131,6 +150,10 @@ def load_failure(name: str, what: str, error: Exception) -> ModelError:
         return ModelError(
             f"{name}: ships code of its own, which is not run; read it, then set trust_remote_code to the model's name "
             "(and revision to its commit), or give a model that transformers knows"
+        )
+    if "look at the above report" in text:
+        return ModelError(
+            f"{name}: not {what} that transformers can load (its weights are not those of its config.json)"
         )
     return ModelError(f"{name}: not {what} that transformers can load ({first_line(error)})")
 

@@ -5,7 +5,7 @@ At risk level 1, which is where it stays without the `RiskSchedule` callback, th
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from lightning_rarlhf.distributed import gather_rollout
 from lightning_rarlhf.functional.masked import masked_mean
 from lightning_rarlhf.guarded_module import guarded
 from lightning_rarlhf.guards import require_finite
-from lightning_rarlhf.kl_control import build_kl_controller, observed_kl, require_horizon
+from lightning_rarlhf.kl_control import KLController, build_kl_controller, observed_kl, require_horizon
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.manual_updater import ManualUpdater
 from lightning_rarlhf.ppo_update import run_ppo_epochs
@@ -76,8 +76,17 @@ class RiskAversePPOModule(LanguageModule):
         self.automatic_optimization = False
         self.ppo = ppo
         self.kl = kl
-        self.kl_controller = build_kl_controller(kl)
         self.risk_level = 1.0
+
+    @cached_property
+    def kl_controller(self) -> KLController:
+        """Holds β; made when it is first asked for, as only `fit` reads its settings."""
+        return build_kl_controller(self.kl)
+
+    def require_fit(self) -> None:
+        """Refuse a KL controller that could never move."""
+        super().require_fit()
+        build_kl_controller(self.kl)
 
     def on_train_start(self) -> None:
         """Refuse also a KL controller that cannot work with batches of this size, where the data tell it."""

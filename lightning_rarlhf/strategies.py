@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lightning_rarlhf.policy import LanguageModel
+
+
+_NAMES = ("auto", "ddp", "fsdp2")
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -90,6 +94,19 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         trains_part = not self.lightning_module.strict_loading
         return load_shards(path, self.lightning_module, self.optimizers, trains_part=trains_part)
+
+
+def require_known_strategy(name: object) -> None:
+    """Refuse the name of a strategy that is none; what is given otherwise is `require_supported`'s to judge.
+
+    Raises:
+        UserError: naming those that are there.
+    """
+    if not isinstance(name, str) or name == "auto" or name in StrategyRegistry:
+        return
+    near = difflib.get_close_matches(name, _NAMES, n=1)
+    mend = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"trainer.strategy: got {name!r}, expected auto, ddp or fsdp2 (configs/trainer){mend}")
 
 
 def require_supported(trainer: pl.Trainer) -> None:

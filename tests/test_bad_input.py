@@ -1,4 +1,4 @@
-"""Every mistake a user can make on the command line: one clear line, exit status 2, nothing written but the log."""
+"""Every mistake a user can make on the command line: one clear line, exit status 2, nothing left behind."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "latin_1").mkdir()
     (root / "latin_1" / "train.csv").write_bytes("id,comment_text,toxic\n1,caf\xe9,0\n".encode("latin-1"))
     write_csv(root / "latin_1" / "test.csv", jigsaw_rows(5, 5))
+    (root / "semicolons").mkdir()
+    (root / "semicolons" / "train.csv").write_text("id;comment_text;toxic\n1;a;0\n")
+    write_csv(root / "semicolons" / "test.csv", jigsaw_rows(5, 5))
+    (root / "group_as_list.yaml").write_text("model:\n  init_args:\n    kl:\n    - target: 2\n")
+    (root / "twice.yaml").write_text("trainer:\n  max_steps: 2\ntrainer:\n  max_epochs: 3\n")
+    (root / "outside.yaml").write_text("ppo:\n  epochs: 2\n")
     (root / "empty_file").mkdir()
     (root / "empty_file" / "train.csv").write_text("")
     write_csv(root / "empty_file" / "test.csv", jigsaw_rows(5, 5))
@@ -324,7 +330,10 @@ CASES = {
         ["--trainer.callbacks", "RiskShedule"],
         r"trainer\.callbacks: no class is called 'RiskShedule'; did you mean 'RiskSchedule'\?",
     ),
-    "a number for callbacks": (["--trainer.callbacks", "5"], r"trainer\.callbacks: Expected a .*list.*, got 5"),
+    "a number for callbacks": (
+        ["--trainer.callbacks", "5"],
+        r"trainer\.callbacks: expected a list or the name of a class or null, got 5",
+    ),
     "a callback's name for a module": (["--model", "RiskShedule"], r"model: .*did you mean 'RiskAversePPOModule'\?"),
     "misspelt optimizer": (
         ["--model.optimizer", "AdmaW"],
@@ -333,6 +342,58 @@ CASES = {
     "adapters in frozen layers alone": (
         [*("--model.policy.lora.target_modules", "[h.0.attn.c_attn]"), "--model.policy.frozen_layers", "1"],
         r"lora\.target_modules: 'h\.0\.attn\.c_attn' matches no linear layer of this gpt2 above its frozen layers",
+    ),
+    "semicolons": (["--data.path", "{world}/semicolons"], r"columns found: id;comment_text;toxic; put commas between"),
+    "a name for a group of settings": (
+        ["--model.policy", "gpt3"],
+        r"model\.policy: got gpt3, expected settings by name; did you mean 'model\.policy\.pretrained'\?",
+    ),
+    "a number for a group that may be none": (
+        ["--model.policy.lora", "5"],
+        r"model\.policy\.lora: got 5, expected settings by name; its keys: r, alpha, target_modules$",
+    ),
+    "a list for a group of settings": (
+        ["--config", "{world}/group_as_list.yaml"],
+        r"model\.kl: got a list, expected settings by name; its keys: init_kl_coef, adaptive, target, .*observe$",
+    ),
+    "a section twice": (
+        ["--config", "{world}/twice.yaml"],
+        r"twice\.yaml, line 3: trainer a second time, after line 1",
+    ),
+    "a key outside of its section": (
+        ["--config", "{world}/outside.yaml"],
+        r"unknown key 'ppo\.epochs'; did you mean 'model\.init_args\.ppo\.epochs'\?",
+    ),
+    "an option without its group": (
+        ["--ppo.epochs", "2"],
+        r"unknown key 'ppo\.epochs'; did you mean 'model\.ppo\.epoch",
+    ),
+    "no precision": (["--trainer.precision", "17"], r"trainer\.precision: expected 32-true or bf16-mixed, got 17$"),
+    "no strategy": (
+        ["--trainer.strategy", "dpp"],
+        r"trainer\.strategy: got 'dpp', expected auto, ddp or fsdp2 .*did you mean 'ddp'\?",
+    ),
+    "no accelerator": (["--trainer.accelerator", "gpuu"], r"trainer: .*invalid accelerator name.*'gpuu'"),
+    "no number of devices": (["--trainer.devices", "all"], r"trainer: `devices` .* should be an int > 0"),
+    "no seed": (["--seed_everything", "abc"], r"seed_everything: expected a whole number from 0 on, got abc$"),
+    "a seed below 0": (["--seed_everything", "-4"], r"seed_everything: -4 is not in bounds"),
+    "a word for a number": (["--model.ppo.epochs", "two"], r"model\.ppo\.epochs: got 'two', expected a whole number$"),
+    "a word for the learning rate": (["--model.optimizer.lr", "fast"], r"optimizer\.lr: expected a number, got fast$"),
+    "neither true nor false": (
+        ["--model.ppo.whiten_advantages", "maybe"],
+        r"whiten_advantages: expected true or false, got maybe$",
+    ),
+    "misspelt choice": (["--model.ppo.rank_by", "lambda"], r"'score', got lambda; did you mean 'lambda_return'\?"),
+    "no class there": (
+        ["--model.optimizer", "torch.optim.Nope"],
+        r"model\.optimizer: module 'torch\.optim' has no attribute 'Nope'$",
+    ),
+    "an option without its value": (["--model.ppo.epochs"], r"an option that begins with --model has no value"),
+    "an empty name": (["--model.policy.pretrained", ""], r"a model's name is empty; give a hub id, or a folder"),
+    "an empty path": (["--data.path", ""], r"data\.path is empty; expected a folder with train\.csv"),
+    "a folder that cannot be made": (
+        ["--trainer.default_root_dir", "{world}/data/train.csv/run"],
+        r"train\.csv/run/.*: it could not be written \(Not a directory\)",
     ),
     "latin-1": (["--data.path", "{world}/latin_1"], r"train\.csv: cannot be read .*UTF-8"),
     "reward that is not there": (
@@ -359,6 +420,7 @@ CRASHES = {"reward of NaN"}
 def test_one_line_and_exit_status_2(world, tmp_path, capfd, name):
     extra, message = CASES[name]
     before = former_outputs(tmp_path)
+    there = {path.name for path in tmp_path.rglob("*")}
     with pytest.raises(SystemExit) as caught:
         train.main([*arguments(world, tmp_path), *(part.format(world=world) for part in extra)])
     assert caught.value.code == 2
@@ -366,9 +428,8 @@ def test_one_line_and_exit_status_2(world, tmp_path, capfd, name):
     assert len(errors) == 1
     assert re.search(message, errors[0]), errors[0]
     assert {path: path.read_bytes() for path in before} == before
-    files = {path for path in tmp_path.rglob("*") if path.is_file() and "lightning_logs" not in path.parts}
-    left = {path.name for path in files - before.keys()}
-    assert left == ({"crash.json", "tensors.safetensors"} if name in CRASHES else set())
+    left = {path.name for path in tmp_path.rglob("*")} - there
+    assert left == ({"crash", "iteration-0", "crash.json", "tensors.safetensors"} if name in CRASHES else set())
 
 
 @pytest.mark.parametrize(("reference", "message"), [("other_words", "first at '▁rude"), ("wide", "KL needs one vocab")])
@@ -394,7 +455,7 @@ def test_a_failing_test_leaves_nothing(world, tmp_path, capfd):
     with pytest.raises(SystemExit):
         train.main(["test", *arguments(world, tmp_path)[1:], *reward])
     assert "scores are not finite" in capfd.readouterr().err
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "lightning_logs" not in path.parts]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_used_folder_is_not_overwritten(world, tmp_path, capfd):

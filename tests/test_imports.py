@@ -47,6 +47,8 @@ PLACES = (
     Place("lightning_rarlhf/number_types.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/data_types.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/method.py", 0),
+    Place("lightning_rarlhf/class_keys.py", 0),
+    Place("lightning_rarlhf/config_file.py", 0, ("lightning_rarlhf/errors.py",)),
     Place(
         "lightning_rarlhf/provenance.py",
         0,
@@ -222,11 +224,13 @@ PLACES = (
     Place("lightning_rarlhf/consent.py", 2),
     Place("lightning_rarlhf/going_on.py", 3),
     # 3: Lightning; data and callbacks know neither each other nor a method's module, only the modules' common base
-    Place("lightning_rarlhf/cli_errors.py", 3),
+    Place("lightning_rarlhf/cli_errors.py", 3, ("lightning_rarlhf/wrong_values.py",)),
+    Place("lightning_rarlhf/wrong_values.py", 3),
     Place("lightning_rarlhf/guarded_module.py", 3),
     Place("lightning_rarlhf/evaluated_module.py", 3, ("lightning_rarlhf/guarded_module.py",)),
     Place("lightning_rarlhf/strategies.py", 3),
     Place("lightning_rarlhf/optimizing.py", 3),
+    Place("lightning_rarlhf/run_start.py", 3),
     Place(
         "lightning_rarlhf/language_module.py",
         3,

@@ -106,7 +106,7 @@ def test_bad_coefficients_and_0_which_would_never_move_are_refused_where_it_adap
 
 def test_a_coefficient_of_0_is_refused_where_it_adapts_and_allowed_where_it_stays() -> None:
     with pytest.raises(UserError, match="init_kl_coef=0 would stay 0.*set adaptive: false, or init_kl_coef above 0"):
-        KLConfig(init_kl_coef=0.0)
+        build_kl_controller(KLConfig(init_kl_coef=0.0))
     controller = build_kl_controller(KLConfig(init_kl_coef=0.0, adaptive=False))
     assert after(controller, 99.0) == 0.0
 

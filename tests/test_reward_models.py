@@ -169,10 +169,12 @@ def test_unknown_label_lists_the_labels(classifier_folder):
         loaded(classifier_folder)
 
 
-def test_a_language_model_is_no_classifier(tmp_path):
+def test_a_language_model_is_no_classifier(tmp_path, capfd):
     causal_lm("gpt2").save_pretrained(save_policy(tmp_path / "lm"))
+    capfd.readouterr()
     with pytest.raises(ModelError, match="no trained classification head"):
         loaded(tmp_path / "lm", label="LABEL_0")
+    assert "LOAD REPORT" not in capfd.readouterr().err  # our line says it
 
 
 def test_a_reward_must_be_loaded_first(classifier_folder):

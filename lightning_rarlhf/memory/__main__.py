@@ -12,7 +12,7 @@ import torch
 
 import train
 from datamodules import PromptDataModule
-from lightning_rarlhf.cli import TrainCLI
+from lightning_rarlhf.cli import TrainCLI, require_fit
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import UserError, mistake_behind
 from lightning_rarlhf.language_module import LanguageModule
@@ -46,7 +46,8 @@ class _Settings(TrainCLI):
         """Make none: the devices that the run wants need not be here."""
 
     def after_instantiate_classes(self) -> None:
-        """Nothing to check against a trainer."""
+        """Nothing to check against a trainer; what `fit` refuses for its settings alone is refused here too."""
+        require_fit(self.model)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Do not fit."""

@@ -96,7 +96,12 @@ def test_changed_file_is_read_again(tmp_path: Path) -> None:
         ("a.csv", b"text,label\na,1,2\nb,1,2\n", "cannot be read .*does not match length of data"),
         ("a.csv", b'text\n"never closed\n', "cannot be read .*EOF inside string"),
         ("a.parquet", b"PAR1 but not really", "cannot be read .*[Pp]arquet"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "cannot be read .*JSON"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n\n{"text": }\n',
+            "line 3: is not JSON .Expecting value at its character 10.; expected one object in braces on each line",
+        ),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2: is not a JSON object; expected one object in braces"),
         ("a.json", b"no json at all", "cannot be read .*JSON"),
         ("a.txt", b"hello", "unknown kind of data; expected a file that ends in .csv"),
     ],

@@ -1,0 +1,109 @@
+"""What a run writes when it starts, before there is anything to tell; a refused one takes it back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+
+from lightning_rarlhf.errors import mistake_behind
+from lightning_rarlhf.one_move import or_say_why
+
+CONFIG = "config.yaml"
+_OF_A_START = (CONFIG, "hparams.yaml", "metrics.csv", "events.out.tfevents.*.{process}.*")
+
+
+@contextmanager
+def taken_back_if_refused(trainer: pl.Trainer) -> Iterator[None]:
+    """Around a run: the folders of its loggers are again as they were if it ends in a mistake of the user's.
+
+    A run that has finished a batch keeps everything, and so does one that ends in any other way. Loggers make their
+    folders before anybody else is asked, so that it cannot be left until then.
+
+    Raises:
+        WriteError: such a folder cannot be written to.
+    """
+    if not trainer.is_global_zero:  # it writes for all
+        yield
+        return
+    begun = _Begun()
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
+    callbacks.insert(0, begun)
+    folders = [_Former(folder) for folder in _log_folders(trainer)]
+    try:
+        for folder in folders:
+            folder.make()
+        yield
+    except Exception as error:
+        refused = isinstance(error, MisconfigurationException) or mistake_behind(error) is not None
+        if refused and not begun.anything:
+            for folder in folders:
+                folder.restore()
+        raise
+
+
+class _Begun(Callback):
+    """Sees whether any batch was finished."""
+
+    anything = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.anything = True
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.anything = True
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        self.anything = True
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        self.anything = True
+
+
+class _Former:
+    """A folder as it was, in what a start changes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        self._there = set(self._of_a_start())
+        config = folder / CONFIG
+        self._config = config.read_bytes() if config.is_file() else None
+
+    def make(self) -> None:
+        """Make it now, so that a disk or a permission that does not allow it ends the run in one line.
+
+        Raises:
+            WriteError: it cannot be made, or not be written to.
+        """
+        with or_say_why(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self._folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def restore(self) -> None:
+        """Undo what this process's start has changed."""
+        for path in set(self._of_a_start()) - self._there:
+            path.unlink(missing_ok=True)
+        if self._config is not None:
+            (self._folder / CONFIG).write_bytes(self._config)
+        for folder in self._missing:  # the deepest first; one that holds something else stays, and all above it
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _of_a_start(self) -> Iterator[Path]:
+        patterns = (pattern.format(process=os.getpid()) for pattern in _OF_A_START)
+        return (path for pattern in patterns for path in self._folder.glob(pattern))
+
+
+def _log_folders(trainer: pl.Trainer) -> set[Path]:
+    """Where the configuration and the loggers that write to files will write."""
+    folders = (trainer.log_dir, *(getattr(logger, "log_dir", None) for logger in trainer.loggers))
+    return {Path(folder).absolute() for folder in folders if folder is not None}
