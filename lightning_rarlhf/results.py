@@ -136,6 +136,7 @@ def _must_agree(first: Run, run: Run) -> Iterator[tuple[str, Any, Any]]:
     judges = [each.get("judges") or {} for each in evaluation]
     for name in sorted(set(judges[0]) & set(judges[1])):
         yield f"judges called {name}", _reward(judges[0][name]), _reward(judges[1][name])
+    yield "meanings of KL", _kl_meaning(first), _kl_meaning(run)
     yield "numbers of prompts", len(first), len(run)
     yield "responses per prompt", first.columns["score"].shape[1], run.columns["score"].shape[1]
 
@@ -153,6 +154,14 @@ def _require_same_prompts(first: Run, run: Run) -> None:
             f"reward models differ: a prompt's own score is {gap:.3g} apart in {first.folder} and {run.folder}; "
             "report runs that were scored by one reward model"
         )
+
+
+def _kl_meaning(run: Run) -> str:
+    """What KL is measured from; the same for all versions of the schema where a response may end at once."""
+    least = (run.identity.get("sampling") or {}).get("min_new_tokens") or 0
+    if least > 0 and run.identity["schema_version"] < 3:
+        return "a reference kept from ending before min_new_tokens (schema_version below 3)"
+    return "the reference as it is"
 
 
 def _reward(reward: Any) -> Any:

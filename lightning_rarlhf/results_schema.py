@@ -12,13 +12,13 @@ from typing import Any
 from lightning_rarlhf.errors import DataError
 from lightning_rarlhf.plain_text import first_line
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """of results.json; it rises when a key goes away or changes its meaning, or when readers come to rely on a new one"""
 Check = Callable[[Any], bool]
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a results file that keeps its schema; versions 1 and 2 are read.
+    """The content of a results file that keeps its schema; versions 1 to 3 are read.
 
     Raises:
         DataError: missing, unreadable, or a key is missing or of another kind than documented; names file and key.
@@ -114,6 +114,7 @@ _INSIDE: Mapping[str, Mapping[str, tuple[Check, str]]] = {
         "seed": (_or_null(_number), "a number or null"),
         "steps": (_whole, "a whole number"),
     },
+    "sampling": {"min_new_tokens": (_optional(_whole), "a whole number")},
     "human_texts": {"n": (_whole, "a whole number"), "sha256": (_sha256, "a SHA-256")},
 }
 _FIGURE: Mapping[str, tuple[Check, str]] = {

@@ -561,7 +561,7 @@ def test_results_say_whose_they_are(world, tmp_path):
     documented = (ROOT / "docs" / "results.md").read_text()
     for key in results.keys() | results["evaluation"].keys() | results["metrics"]["score_mean"].keys():
         assert f"`{key}`" in documented
-    assert results["schema_version"] == 2
+    assert results["schema_version"] == 3
     assert results["seed"] == 7
     assert len(results["data"]["sha256"]["test"]) == len(results["policy_sha256"]) == len(results["code_sha256"]) == 64
     assert results["config_sha256"] is not None

@@ -63,6 +63,34 @@ def test_no_text_is_kept(tmp_path: Path) -> None:
     assert peak < 20_000 * PROMPTS / 4
 
 
+@pytest.mark.parametrize(
+    ("former", "present", "alike"),
+    [
+        ((2, 3), (3, 3), False),  # version, min_new_tokens
+        ((1, 3), (3, 0), False),
+        ((2, 0), (3, 3), True),
+        ((2, 3), (2, 3), True),
+        ((3, 3), (3, 0), True),
+    ],
+)
+def test_kl_of_former_results_is_compared_only_where_it_means_the_same(
+    tmp_path: Path, former: tuple[int, int], present: tuple[int, int], alike: bool
+) -> None:
+    """Up to version 2 a test with min_new_tokens kept the reference from ending, too, which hid that part of KL."""
+    runs = []
+    for name, (version, least) in (("former", former), ("present", present)):
+        folder = write_run(tmp_path / name, scores_of(1), sampling={"min_new_tokens": least})
+        path = folder / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": version}))
+        runs.append(read_run(folder))
+    if alike:
+        require_comparable(runs)
+        return
+    expected = r"meanings of KL differ: .*former has a reference kept from ending .*present has the reference as it is;"
+    with pytest.raises(UserError, match=expected):
+        require_comparable(runs)
+
+
 def damage(folder: Path, how: str) -> None:
     results, generations = folder / "results.json", folder / "generations.jsonl"
     content = json.loads(results.read_text())
@@ -92,7 +120,7 @@ def damage(folder: Path, how: str) -> None:
         ("half results", "results.json cannot be read"),
         ("binary results", "results.json cannot be read"),
         ("no metrics", "is no results file"),
-        ("future", "schema_version is 99, expected 1 to 2"),
+        ("future", "schema_version is 99, expected 1 to 3"),
         ("no confidence", "evaluation.confidence is missing, expected a number between 0 and 1"),
         ("no generations", "generations.jsonl is missing"),
         ("other generations", "does not belong to"),
@@ -121,7 +149,7 @@ def test_a_run_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, how: s
         (("generations_sha256",), 7, "generations_sha256 is 7, expected a SHA-256"),
         (("training",), {"seed": "a"}, "training.module is missing"),
         (("human_texts",), {"n": 3, "sha256": "?"}, 'human_texts.sha256 is "\\?"'),
-        (("schema_version",), "2", 'schema_version is "2", expected 1 to 2'),
+        (("schema_version",), "2", 'schema_version is "2", expected 1 to 3'),
     ],
 )
 def test_a_damaged_entry_is_named_with_its_file(tmp_path: Path, path, value, complaint: str) -> None:

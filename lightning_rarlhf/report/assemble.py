@@ -22,7 +22,7 @@ from lightning_rarlhf.report.figure_training import draw_training_curves
 from lightning_rarlhf.report.matched_kl import MatchedKL, match_kl, require_tail_share
 from lightning_rarlhf.report.matched_kl_words import statements
 from lightning_rarlhf.report.methods import Method, group, labels_of
-from lightning_rarlhf.report.notes import notes, one_reference
+from lightning_rarlhf.report.notes import kl_bounds, notes, one_reference
 from lightning_rarlhf.report.table_terminal import print_comparison
 from lightning_rarlhf.report.training_curves import read_training_curves
 from lightning_rarlhf.results import Run, read_run, require_comparable
@@ -65,7 +65,7 @@ def assemble(request: Request) -> list[Path]:
         require_resamples(request.resamples, sweeps[0].runs[0].confidence)
     comparison = compare(methods, resamples=request.resamples, seed=request.seed) if methods else None
     matched = match_kl(sweeps, alpha=request.alpha, resamples=request.resamples, seed=request.seed) if sweeps else None
-    remarks = notes(comparison) if comparison else []
+    remarks = [*(notes(comparison) if comparison else ()), *kl_bounds(_merged(everything))]
     _show(comparison, matched, remarks)
     request.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=request.output, prefix=".report-") as scratch:

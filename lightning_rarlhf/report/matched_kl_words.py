@@ -21,7 +21,7 @@ def statements(result: MatchedKL) -> list[str]:
 
 def _covered(result: MatchedKL) -> str:
     if not result.unseeded and not result.seeded:
-        return "These intervals cover prompts; every policy is the reference itself, which no training seed changes."
+        return "These intervals cover prompts; all weights are the reference's, which no training seed changes."
     if not result.unseeded:
         return "These intervals cover prompts and training seeds (Student's t over the seeds of each point)."
     return (

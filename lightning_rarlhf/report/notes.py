@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lightning_rarlhf.report.comparison import Comparison
-from lightning_rarlhf.report.identity import same_reference, seeds_unknown, unequal_steps
+from lightning_rarlhf.report.identity import drawn_by, same_reference, seeds_unknown, unequal_steps
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.numbers import decimals_for, ends, number
 from lightning_rarlhf.report.training_chance import has_moved
@@ -23,6 +23,16 @@ def one_reference(methods: Sequence[Method]) -> bool:
     """Whether every run's KL is measured from the same model."""
     runs = [run for method in methods for run in method.runs]
     return all(same_reference(runs[0], run) for run in runs)
+
+
+def kl_bounds(methods: Sequence[Method]) -> list[str]:
+    """Methods whose KL is a bound: at equal KL they are further from the reference on paper than in truth."""
+    bounded = ", ".join(m.label for m in methods if any(drawn_by(run).get("kl_bound") for run in m.runs))
+    said = (
+        f"KL of {bounded} is an upper bound, log-ratios of the chosen responses plus a constant; intervals cover the "
+        "first part alone, and a method that is ahead of these at equal KL may be level at their true KL."
+    )
+    return [said] if bounded else []
 
 
 def _sampling(methods: Sequence[Method]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lightning_rarlhf.report.identity import training_of
 from lightning_rarlhf.report.methods import Method, method_folder
-from lightning_rarlhf.report.training_chance import is_reference
+from lightning_rarlhf.report.training_chance import has_reference_weights
 from lightning_rarlhf.results import Run
 
 Array: TypeAlias = NDArray[np.float64]
@@ -57,8 +57,10 @@ def _are_named_seeds(runs: Sequence[Run], numbers: Sequence[int], members: Seque
 
 
 def has_unseeded_points(method: Method) -> bool:
-    """Whether a point of the method rests on one training run; the reference itself is the same for all methods."""
-    return any(len(group) == 1 and not is_reference(method.runs[group[0]]) for group in seed_groups(method.runs))
+    """Whether a point of the method rests on one training run; the reference's weights are the same for all methods."""
+    return any(
+        len(group) == 1 and not has_reference_weights(method.runs[group[0]]) for group in seed_groups(method.runs)
+    )
 
 
 def has_seeds(method: Method) -> bool:

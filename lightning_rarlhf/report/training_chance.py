@@ -12,7 +12,7 @@ class Chance(Enum):
     """What the chance of training has to do with a run."""
 
     TRAINED = "a training is recorded"
-    REFERENCE = "the policy is the reference that KL is measured from, and no training of it is recorded"
+    REFERENCE = "the weights are those of the reference that KL is measured from, and no training of them is recorded"
     UNKNOWN = "no training is recorded: results of version 1, a model from elsewhere, or a method with other networks"
 
 
@@ -20,13 +20,14 @@ def chance_of_training(run: Run) -> Chance:
     """Of the weights that were tested; a record decides, for a policy that is tested without a reference has KL 0."""
     if training_of(run):
         return Chance.TRAINED
-    return Chance.REFERENCE if is_reference(run) else Chance.UNKNOWN
+    return Chance.REFERENCE if has_reference_weights(run) else Chance.UNKNOWN
 
 
-def is_reference(run: Run) -> bool:
-    """Whether the tested policy is what KL is measured from, by the hashes of the weights or a KL of 0 everywhere.
+def has_reference_weights(run: Run) -> bool:
+    """Whether no weights but the reference's were tested, by their hashes or a KL of 0 everywhere.
 
-    A decoding-time method is not if it has networks of its own, which may have been trained.
+    How responses are drawn from them may differ (best of k, a prefix, a filter): KL need not be 0. A decoding-time
+    method with networks of its own, which may have been trained, has other weights.
     """
     if drawn_by(run).get("networks_sha256"):
         return False

@@ -31,7 +31,7 @@ def _of_estimate(method: Method) -> str:
     return {
         Chance.TRAINED: "variance between prompts alone; one run each, so what another training seed changes is not "
         "in them",
-        Chance.REFERENCE: "variance between prompts; it is the reference itself, which no training seed changes",
+        Chance.REFERENCE: "variance between prompts; its weights are the reference's, which no training seed changes",
         Chance.UNKNOWN: "variance between prompts alone; no training of its weights is recorded, and what another "
         "training seed would change is not in them",
     }[chance_of_training(method.runs[0])]

@@ -8,7 +8,7 @@ import pytest
 from lightning_rarlhf.provenance import training_record
 from lightning_rarlhf.report.comparison import compare
 from lightning_rarlhf.report.methods import group
-from lightning_rarlhf.report.notes import notes
+from lightning_rarlhf.report.notes import kl_bounds, notes
 from lightning_rarlhf.results import read_run
 from tests.report.run_folders import difficulty, scores_of, write_run
 
@@ -37,6 +37,17 @@ def test_unequal_kl_is_said_of_every_method_but_the_reference(
     assert bool(named) == bool(found) == bool(said)
     for each, start in zip(named[1].split(", ") if named else [], said, strict=True):
         assert each.startswith(start)
+
+
+def test_kl_that_is_a_bound_is_named(tmp_path: Path) -> None:
+    best = {"method": {"name": "BestOfK", "k": 4, "kl_bound": 0.6363, "kl": "upper bound: ..."}}
+    runs = [
+        read_run(write_run(tmp_path / name, scores_of(seed), **identity))
+        for seed, (name, identity) in enumerate({"SFT": {}, "best of 4": best}.items())
+    ]
+    (line,) = kl_bounds(group(runs, ["SFT", "best of 4"]))
+    assert line.startswith("KL of best of 4 is an upper bound")
+    assert kl_bounds(group(runs[:1], ["SFT"])) == []
 
 
 @pytest.mark.parametrize(("steps", "said"), [((50, 50), False), ((50, 100), True)])

@@ -90,6 +90,18 @@ def test_unequal_sampling_and_references_are_said(runs: Path, capsys: pytest.Cap
     assert not (runs / "out" / "figures" / "frontier.png").exists()
 
 
+def test_a_kl_that_is_a_bound_is_said_of_runs_and_of_sweeps(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs / "best", scores_of(9), kl=2.0, method={"name": "BestOfK", "kl_bound": 0.6})
+    sentence = "KL of best is an upper bound"
+    assert main(["sft", "rarlhf", "--output", "out", "--no-figures", *FEW]) == 0
+    assert sentence not in capsys.readouterr().out
+    sweep = ["--sweep", "RLHF=sft,rlhf/seed_0", "--sweep", "best=sft,best"]
+    for arguments in (["sft", "best"], sweep):
+        assert main([*arguments, "--output", "out", "--no-figures", *FEW]) == 0
+        assert sentence in capsys.readouterr().out
+        assert sentence in (runs / "out" / "report.md").read_text()
+
+
 def test_the_same_folder_in_two_spellings_is_one(runs: Path) -> None:
     assert main(["./sft", "--name", "SFT=sft/results.json", "--output", "out", "--no-figures", *FEW]) == 0
     assert (runs / "out" / "report.md").read_text().startswith("# synthetic: SFT\n")

@@ -57,7 +57,7 @@ def test_the_reference_itself_needs_no_seeds(tmp_path: Path) -> None:
 
 
 def test_points_of_the_reference_alone_rest_on_no_training(tmp_path: Path) -> None:
-    """Best of k on the reference itself: there is nothing to train again."""
+    """Best of k on the reference's weights: there is nothing to train again."""
     known = {"policy_sha256": "a" * 64, "reference_sha256": "a" * 64, "method": {"class_path": "BestOfK"}}
 
     def sweep(label: str, first: int) -> Method:
@@ -66,7 +66,7 @@ def test_points_of_the_reference_alone_rest_on_no_training(tmp_path: Path) -> No
         return Method(label=label, runs=tuple(runs))
 
     said = statements(match_kl([sweep("a", 0), sweep("b", 5)], alpha=0.2, resamples=60))
-    expected = "These intervals cover prompts; every policy is the reference itself, which no training seed changes."
+    expected = "These intervals cover prompts; all weights are the reference's, which no training seed changes."
     assert said[-2] == expected
 
 

@@ -36,7 +36,7 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
 def test_estimates_of_one_run_of_several_and_of_the_reference_are_told_apart(methods: dict[str, Method]) -> None:
     reference, once, twice, thrice, unknown = variance_lines(list(methods.values()))[:5]
     between = "variance between prompts"
-    same = "it is the reference itself, which no training seed changes."
+    same = "its weights are the reference's, which no training seed changes."
     assert reference == f"Intervals of start, best of 4 of start: {between}; {same}"
     trained = "once, also once, own reference"  # tested without a reference, a trained policy has KL 0
     assert once.startswith(f"Intervals of {trained}: {between} alone; one run each, so what another training")
