@@ -70,7 +70,10 @@ def _split_files(folder: Path, names: Mapping[str, str], source: str) -> dict[st
     texts = [entry for entry in readable if entry.stem not in beside]
     if not files and len(texts) == 1:
         return {"all": texts[0]}
-    return files if files.keys() & {"train", "test"} else _no_split((entry.name for entry in readable), names, source)
+    if files.keys() & {"train", "test"}:
+        return files
+    # where nothing is readable, what there is (train.csv.zip, say) tells what to do
+    return _no_split([entry.name for entry in readable or sorted(folder.iterdir())[:10]], names, source)
 
 
 def _no_split(found: Iterable[str], names: Mapping[str, str], source: str) -> NoReturn:

@@ -336,6 +336,39 @@ def test_prompts_of_the_users_own_are_for_the_user_to_vouch_for(tmp_path: Path, 
     assert "to certify on your own prompts name the file predictions.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("fitted", "tested", "message"),
+    [
+        (("datamodules.TextFileDataModule", 0), ("TextFileDataModule", 0), None),
+        (
+            ("datamodules.TextFileDataModule", 1),
+            ("TextFileDataModule", 0),
+            "TextFileDataModule with data.seed 1, these",
+        ),
+        (("datamodules.IMDBDataModule", 0), ("TextFileDataModule", 0), "on prompts of IMDBDataModule with data.seed 0"),
+        (None, ("TextFileDataModule", 0), "no record tells on which prompts the policy was trained"),
+    ],
+)
+def test_what_leaves_open_whether_prompts_are_fresh_is_told(tmp_path: Path, capsys, fitted, tested, message) -> None:
+    """An index names the split of a choice of rows; another choice may have trained on the same row."""
+    path = write(tmp_path, records([1.0] * 100))
+    training = None
+    if fitted is not None:
+        data = {"class_path": fitted[0], "init_args": {"seed": fitted[1]}}
+        training = {"module": "PPO", "method_sha256": None, "seed": 0, "steps": 1, "settings": {"data": data}}
+    content = VALID | {
+        "generations_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "data": {"class": tested[0], "seed": tested[1], "name": "mine"},
+        "training": training,
+    }
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    certificate = tmp_path / "certificate.json"
+    assert run(tmp_path, *FEW_FAIL, "--output", str(certificate)) == 0
+    notes = json.loads(certificate.read_text())["notes"]
+    assert [message in note for note in notes] == ([True] if message else [])
+    assert capsys.readouterr().err == "".join(f"note: {note}\n" for note in notes)
+
+
 def test_repeated_texts_are_told(tmp_path: Path, capsys) -> None:
     rows = [row | {"prompt": "the same"} for row in records([1.0] * 60)]
     assert run(write(tmp_path, rows), *FEW_FAIL) == 0

@@ -53,11 +53,11 @@ def _certify(claim: Claim, settings: argparse.Namespace) -> int:
     from lightning_rarlhf.certify.trials import read_trials
 
     trials = read_trials(settings.generations, settings.score, FIRST_INDEX, without_results=settings.without_results)
-    verdict = claim.verdict(trials.scores)
+    verdict, notes = claim.verdict(trials.scores), _notes(trials)
     if settings.output:
-        _write(settings.output, _certificate(claim, settings.score, trials, verdict))
+        _write(settings.output, _certificate(claim, settings.score, trials, verdict) | {"notes": notes})
     print(verdict.sentence)
-    for note in _notes(trials):
+    for note in notes:
         sys.stderr.write(f"note: {one_line(note)}\n")
     return SHOWN if verdict.shown else NOT_SHOWN
 
@@ -91,6 +91,8 @@ def _print_plan(rows: Sequence[PlannedRow]) -> None:
 
 def _notes(trials: Trials) -> list[str]:
     """What the trials rest on that no file can tell."""
+    from lightning_rarlhf.certify.trials import freshness_notes
+
     notes = []
     if trials.results is None:
         notes.append("--without_results: nothing tells whether the file is whole; see that no line was taken away")
@@ -100,6 +102,8 @@ def _notes(trials: Trials) -> list[str]:
         notes.append(
             f"whether {trials.prompts['predict']:,} prompts of your own were never trained on is for you to know"
         )
+    if trials.results is not None:
+        notes += freshness_notes(trials.results)
     if trials.repeated_texts:
         notes.append(
             f"{trials.repeated_texts:,} prompts repeat the text of another; the claim is on prompts that do so"

@@ -102,6 +102,26 @@ def split_of(number: int, first_index: Mapping[str, int]) -> str:
     return max(begun, key=lambda split: first_index[split], default="predict")
 
 
+def freshness_notes(results: Mapping[str, Any]) -> list[str]:
+    """What a results file leaves open of whether the policy saw the prompts: an index tells a split of its data only.
+
+    Test rows of one choice of rows (`data.seed`) may be training or validation rows of another.
+    """
+    settings = (results.get("training") or {}).get("settings") or {}
+    fitted, tested = settings.get("data"), results.get("data")
+    if not isinstance(fitted, dict) or not isinstance(tested, dict):
+        return ["no record tells on which prompts the policy was trained; that these are fresh is for you to know"]
+    name, options = str(fitted.get("class_path")).rpartition(".")[2], fitted.get("init_args")
+    seed = options.get("seed") if isinstance(options, dict) else None
+    if (name, seed) == (tested.get("class"), tested.get("seed")):
+        return []
+    said = (
+        f"the policy was trained on prompts of {name} with data.seed {seed}, these are of {tested.get('class')} with "
+        f"data.seed {tested.get('seed')}; that none of them was trained or validated on is for you to know"
+    )
+    return [said]
+
+
 def _find(where: Path) -> Path:
     path = where / GENERATIONS if where.is_dir() else where
     if path.is_file():

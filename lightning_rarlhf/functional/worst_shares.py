@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lightning_rarlhf.functional.checks import Array
 
@@ -28,6 +28,12 @@ def worst_share_means(scores: ArrayLike) -> Array:
 
 def first_share_means(ordered: Array) -> Array:
     """Means of the first ⌈qn/100⌉ of n values for q = 1, 2, ..., 100, in the order given: [..., n] → [..., 100]."""
-    counts = -(-SHARES * ordered.shape[-1] // 100)
+    counts = share_counts(ordered.shape[-1])
     means: Array = np.cumsum(ordered, axis=-1)[..., counts - 1] / counts
     return means
+
+
+def share_counts(n: int) -> NDArray[np.int64]:
+    """i64 [100], ⌈qn/100⌉ for q = 1, 2, ..., 100: how many of n values each share holds."""
+    counts: NDArray[np.int64] = -(-SHARES * n // 100)
+    return counts

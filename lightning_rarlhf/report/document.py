@@ -28,13 +28,14 @@ MAIN = "report.md"
 TEXTS = (MAIN, "table.csv", "table.tex", "matched_kl.csv")
 """every text file that a report can have"""
 _CAPTIONS = {
-    "quantile_curve": "Bands: bootstrap over prompts, at each share of prompts by itself; not for the whole curve. "
-    "Of more than six methods only the first one's is drawn.",
-    "score_quantiles": "Bands: Dvoretzky-Kiefer-Wolfowitz over prompts, for a method's whole curve at once, exact for "
+    "quantile_curve": "Bands: bootstrap over prompts, at each share of prompts by itself; not for the whole curve, "
+    f"and none of fewer than {LEAST_TAIL} prompts. Of more than six methods only the first one's is drawn.",
+    "score_quantiles": "Bands: Dvoretzky-Kiefer-Wolfowitz over prompts, for a method's whole curve at once, valid for "
     "every number of prompts. They cover no training seeds, and two bands that overlap do not make two methods equal: "
     "the paired differences in the tables are sharper. Of more than six methods only the first one's is drawn.",
-    "frontier": "Bars: bootstrap over prompts, of each run by itself.",
-    "matched_kl": "Bands: above at each KL, below (differences) at all KL at once.",
+    "frontier": "Bars: bootstrap over prompts, of each run by itself; none where the prompts are too few.",
+    "matched_kl": "Bands: above at each KL, below (differences) at all KL at once, each method and each "
+    "statistic by itself.",
 }
 """which interval a picture shows"""
 _SHOWN_KL = 5

@@ -90,7 +90,7 @@ def _scatter(axes: Axes, label: str, points: Sequence[tuple[Interval, Interval]]
 
 
 def _reaches(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Lengths of the bars' arms, [2][points]; 0 where an end is not known."""
+    """Lengths of the bars' arms, [2][points]; NaN, hence no arm, where an end is not known."""
     arms = [[max(0.0, i.estimate - i.low), max(0.0, i.high - i.estimate)] for i in intervals]
-    known = [[arm if np.isfinite(arm) else 0.0 for arm in pair] for pair in arms]
+    known = [[arm if np.isfinite(arm) else np.nan for arm in pair] for pair in arms]
     return [list(side) for side in zip(*known, strict=True)]

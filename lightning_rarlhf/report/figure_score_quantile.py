@@ -25,7 +25,7 @@ _WORST = 20
 def draw_score_quantiles(methods: Sequence[Method], stem: Path) -> list[Path]:
     """Write the quantiles of all responses and, enlarged, those of the worst fifth.
 
-    Bands are Dvoretzky, Kiefer and Wolfowitz's over prompts, seeds and responses pooled: exact for every number of
+    Bands are Dvoretzky, Kiefer and Wolfowitz's over prompts, seeds and responses pooled: valid for every number of
     prompts and every distribution. Where so many prompts bound a quantile on one side only, that side is a thin line.
     Of more than six methods only the first has its band.
 

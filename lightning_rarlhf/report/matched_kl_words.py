@@ -14,9 +14,17 @@ def statements(result: MatchedKL) -> list[str]:
     """Who is ahead at which KL, a sentence a line."""
     said = [line for match in result.matches for line in _statements_of(match, result)]
     if any(len(match.kl) for match in result.matches):
-        said.append(_covered(result))
+        said += [_errors(result), _covered(result)]
         said += [SMALL_NOTE] if result.prompts < SMALL else []
     return said
+
+
+def _errors(result: MatchedKL) -> str:
+    """A band is simultaneous over KL, not over methods and statistics."""
+    statistics = len(STATISTICS) if result.tail_prompts >= LEAST_TAIL else 1
+    bands = statistics * sum(len(match.kl) > 0 for match in result.matches)
+    each = f"with chance {100 * (1 - result.confidence):g} %"
+    return f"These are {bands} bands, each of which errs somewhere {each}." if bands > 1 else f"This band errs {each}."
 
 
 def _covered(result: MatchedKL) -> str:

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_rarlhf.functional.checks import Array
-from lightning_rarlhf.functional.statistics import batch_size, resampled_rows, tail_levels
-from lightning_rarlhf.functional.worst_shares import first_share_means
+from lightning_rarlhf.functional.statistics import LEAST_TAIL, batch_size, resampled_rows, tail_levels
+from lightning_rarlhf.functional.worst_shares import first_share_means, share_counts
 
 
 class QuantileCurve(NamedTuple):
-    """[100] each: estimate and pointwise interval ends for q = 1..100 %."""
+    """[100] each: estimate and pointwise interval ends for q = 1..100 %; NaN ends = too few prompts."""
 
     estimate: Array
     low: Array
@@ -24,7 +24,8 @@ def quantile_curve(
 ) -> QuantileCurve:
     """Mean reward of the ⌈qn/100⌉ prompts of lowest prompt score, with percentile bootstrap intervals over prompts.
 
-    Prompts are drawn with replacement and ranked anew in each resample. Ties in the prompt score keep their order.
+    Prompts are drawn with replacement and ranked anew in each resample. Ties in the prompt score keep their order. A
+    share of fewer than `LEAST_TAIL` prompts has no interval.
 
     Args:
         prompt_score: [n], what ranks the prompts.
@@ -39,4 +40,5 @@ def quantile_curve(
     resampled = (np.sort(rows, axis=1) for rows in resampled_rows(n, resamples, batch_size((n,)), seed))
     parts = [first_share_means(ordered[rows]) for rows in resampled]
     low, high = np.quantile(np.concatenate(parts), tail_levels(confidence), axis=0)
-    return QuantileCurve(first_share_means(ordered), low, high)
+    few = share_counts(n) < LEAST_TAIL
+    return QuantileCurve(first_share_means(ordered), np.where(few, np.nan, low), np.where(few, np.nan, high))

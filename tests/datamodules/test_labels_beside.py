@@ -180,3 +180,11 @@ def test_prompts_take_their_class_from_the_labels_beside(tmp_path: Path, tokeniz
     told = TextFileDataModule(**options, unknown_labels=[-1])
     told.setup("test")
     assert told.identity()["classes"]["test"] == {"wanted": 6, "unwanted": 6, "unknown": 18}
+
+
+def test_files_that_are_still_packed_are_named(tmp_path: Path, tokenizer_folder: str) -> None:
+    """As they come from Kaggle."""
+    for name in ("train", "test", "test_labels"):
+        (tmp_path / f"{name}.csv.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"expected 'train' or 'test' .*found test\.csv\.zip, .*, train\.csv\.zip"):
+        module(tmp_path, tokenizer_folder).setup()

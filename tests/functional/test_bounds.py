@@ -47,6 +47,14 @@ def test_dkw_band_holds_the_whole_distribution_as_often_as_promised() -> None:
     assert 0.78 <= held / 2000 <= 0.9
 
 
+@pytest.mark.parametrize("n", [5, 50, 1000])
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+def test_dkw_band_is_no_narrower_and_hardly_wider_than_kolmogorovs_exact_law(n: int, confidence: float) -> None:
+    band = dkw_band(np.arange(float(n)), confidence)
+    exact = stats.kstwo.cdf(1 - band.low[-1], n)  # the distance that the band allows
+    assert confidence <= exact < confidence + 0.7 * (1 - confidence)
+
+
 def test_a_band_of_dependent_columns_is_wider_and_holds_their_average() -> None:
     generator, held, prompts = np.random.default_rng(1), 0, 60
     assert dkw_band(normal(60).repeat(3).reshape(60, 3)).high[0] == pytest.approx(

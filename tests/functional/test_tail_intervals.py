@@ -8,7 +8,12 @@ import pytest
 
 from lightning_rarlhf.functional import statistics, tail_intervals
 from lightning_rarlhf.functional.statistics import LEAST_TAIL, lower_tail_mean, mean_interval
-from lightning_rarlhf.functional.tail_intervals import cvar_contrast_interval, cvar_interval, paired_cvar_interval
+from lightning_rarlhf.functional.tail_intervals import (
+    _cvar_and_error,
+    cvar_contrast_interval,
+    cvar_interval,
+    paired_cvar_interval,
+)
 from tests.functional import coverage
 from tests.functional.coverage import TAILS
 from tests.functional.test_statistics import FEW, ends, normal, width
@@ -30,6 +35,14 @@ def test_studentised_interval_agrees_with_a_loop() -> None:
     assert found.low == pytest.approx(estimate - np.quantile(t, 0.95, method="weibull") * error, abs=1e-10)
     assert found.high == pytest.approx(estimate - np.quantile(t, 0.05, method="weibull") * error, abs=1e-10)
     assert (found.method, found.n, found.confidence) == ("studentised bootstrap", 50, 0.9)
+
+
+def test_the_standard_error_agrees_with_the_jackknife() -> None:
+    """Each prompt left out once, with all its completions."""
+    scores = np.random.default_rng(3).normal(size=(400, 2))
+    _, error = _cvar_and_error([scores], [1.0], 0.1)
+    left_out = np.array([lower_tail_mean(np.delete(scores, row, axis=0).ravel(), 0.1) for row in range(400)])
+    assert float(error) == pytest.approx(np.sqrt(399 * left_out.var()), rel=0.02)
 
 
 def test_paired_cvar_is_the_difference_of_the_two() -> None:
