@@ -154,7 +154,16 @@ def test_a_tail_of_few_prompts_makes_no_claim(tmp_path: Path) -> None:
     said = statements(match_kl(sweeps, alpha=0.05, resamples=60))
     assert "b is ahead" in said[1]
     assert "stands for 6 prompts" in said[2]
+    assert "This band errs with chance 5 %." in said
     assert said[-1].startswith("† fewer than 200 prompts")  # 120 prompts
+
+
+def test_how_many_bands_err_by_themselves_is_said(tmp_path: Path) -> None:
+    """A band is simultaneous over KL, not over methods and statistics."""
+    names = ("a", "b", "c")
+    sweeps = [exact(tmp_path, name, [float(n)] * 3, [0.0, 1.0, 4.0]) for n, name in enumerate(names)]
+    sentence = "These are 4 bands, each of which errs somewhere with chance 5 %."
+    assert sentence in statements(match_kl(sweeps, alpha=0.2, resamples=60))
 
 
 def test_completions_are_not_taken_for_prompts_of_a_tail(tmp_path: Path) -> None:

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_rarlhf.report import figure_distribution, figure_matched, figure_quantile, figure_score_quantile
+from lightning_rarlhf.report import (
+    figure_distribution,
+    figure_frontier,
+    figure_matched,
+    figure_quantile,
+    figure_score_quantile,
+)
 from lightning_rarlhf.report.figure_distribution import draw_distribution_shift
 from lightning_rarlhf.report.figure_frontier import draw_frontier, has_kl
 from lightning_rarlhf.report.figure_matched import draw_matched_kl
@@ -87,6 +93,18 @@ def test_a_tail_of_few_prompts_is_drawn_without_its_band(
     assert bands == [[2, 1, 2, 1], [2, 1, 0, 0]]
     words = [" ".join(text.get_text() for text in figure.texts) for figure in figures]
     assert ["a tail of < 10 prompts" in each for each in words] == [False, True]
+
+
+def test_a_point_without_an_interval_has_no_bar(
+    tmp_path: Path, methods: list[Method], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bar of no length would say that the estimate is exact."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(figure_frontier, "save", lambda draw, stem: figures.append(draw()))
+    for alpha in (0.1, 0.05):  # 12 and 6 of 120 prompts
+        draw_frontier(methods[1:], tmp_path, alpha=alpha, resamples=60)
+    bars = [figure.axes[1].containers[0].lines[2][1].get_segments() for figure in figures]
+    assert [{len(bar) for bar in of_figure} for of_figure in bars] == [{2}, {0}]  # ends of each bar
 
 
 def test_equal_input_gives_equal_files(tmp_path: Path, methods: list[Method]) -> None:
