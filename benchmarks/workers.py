@@ -17,8 +17,6 @@ from benchmarks.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 class Worker:
     """One library with its models loaded; waits between turns."""

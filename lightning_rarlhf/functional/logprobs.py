@@ -22,6 +22,7 @@ Head = Callable[[Tensor], Tensor]
 
 _CHUNK_BYTES = 128 * 2**20  # of logits that exist at one time: 667 tokens of GPT-2
 _CHUNK_BYTES_WITHOUT_GRADIENTS = 32 * 2**20  # small chunks cost nothing where nothing is computed twice
+_TOKENS_WITHOUT_GRADIENTS = 256
 
 
 def warp(logits: Tensor, sampling: SamplingConfig, *, ban: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
@@ -87,8 +88,10 @@ def eos_ban(steps: Tensor, width: int, eos_token_ids: Tensor, sampling: Sampling
 
 
 def chunk_of(vocabulary: int, *, with_gradients: bool) -> int:
-    """Tokens whose float32 logits fit into one chunk."""
-    return max(1, (_CHUNK_BYTES if with_gradients else _CHUNK_BYTES_WITHOUT_GRADIENTS) // (4 * vocabulary))
+    """Tokens whose float32 logits fit into one chunk; without gradients no more than a product wants."""
+    if with_gradients:
+        return max(1, _CHUNK_BYTES // (4 * vocabulary))
+    return max(1, min(_TOKENS_WITHOUT_GRADIENTS, _CHUNK_BYTES_WITHOUT_GRADIENTS // (4 * vocabulary)))
 
 
 def token_logprobs(

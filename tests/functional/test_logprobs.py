@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_rarlhf.config import SamplingConfig
-from lightning_rarlhf.functional.logprobs import eos_ban, token_logprobs, token_logprobs_and_entropy, warp
+from lightning_rarlhf.functional.logprobs import chunk_of, eos_ban, token_logprobs, token_logprobs_and_entropy, warp
 
 PLAIN = SamplingConfig()
 EOS = torch.tensor([1])
@@ -158,6 +158,14 @@ def test_what_the_mask_leaves_out_is_zero_and_costs_nothing(case):
     torch.testing.assert_close(part, whole * mask)
     torch.testing.assert_close(logprobs, whole * mask)
     torch.testing.assert_close(entropy, with_entropy[1] * mask)
+
+
+@pytest.mark.parametrize("vocabulary", [100, 8_000, 50_257, 256_000, 10**9])
+def test_a_chunk_of_logits_is_bounded_in_bytes_and_without_gradients_in_tokens_too(vocabulary):
+    with_gradients = chunk_of(vocabulary, with_gradients=True)
+    without = chunk_of(vocabulary, with_gradients=False)
+    assert with_gradients == max(1, 2**27 // (4 * vocabulary))
+    assert without == max(1, min(256, 2**25 // (4 * vocabulary)))
 
 
 def test_memory_does_not_grow_with_the_vocabulary_beyond_one_chunk():
