@@ -21,7 +21,7 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluated_module import EvaluatedModule
 from lightning_rarlhf.freed_memory import keep_freed_memory
 from lightning_rarlhf.hub import require_model, split_revision
-from lightning_rarlhf.optimizing import keep_users_settings
+from lightning_rarlhf.optimizing import go_on
 from lightning_rarlhf.own_code import trust
 from lightning_rarlhf.plain_text import visible
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, Reference
@@ -188,9 +188,9 @@ class LanguageModule(EvaluatedModule):
     # preconditions, checked once before the first batch
 
     def on_train_start(self) -> None:
-        """Refuse data that does not fit; let the user's optimizer settings count in a resumed run."""
+        """Refuse data that does not fit; go on, in a resumed run, by the user's optimizer settings."""
         self._require_room(self.trainer.train_dataloader)
-        keep_users_settings(self.trainer, self._optimizer_settings)
+        go_on(self.trainer, self._optimizer_settings)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Refuse batches of another purpose."""

@@ -1,4 +1,4 @@
-"""What modules do with their optimizer beyond making it: a decay over the run, and a resumed run's own settings."""
+"""What modules do with their optimizer beyond making it: a decay over the run, and what a resumed run then needs."""
 
 from __future__ import annotations
 
@@ -59,10 +59,35 @@ def with_linear_decay(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def keep_users_settings(trainer: pl.Trainer, configured: Settings) -> None:
-    """In a resumed run let the settings that the user gives count, not the checkpoint's: also the run's length."""
-    if not trainer.ckpt_path:
-        return
+def go_on(trainer: pl.Trainer, configured: Settings) -> None:
+    """In a resumed run go on in the data where the checkpoint stood, by the settings that the user gives now.
+
+    To be called before the first batch; a run that starts afresh is left as it is.
+
+    Args:
+        trainer: of the fit.
+        configured: `settings_of` the optimizer as it was made.
+    """
+    if trainer.ckpt_path:
+        _take_loader_to_its_place(trainer)
+        _keep_users_settings(trainer, configured)
+
+
+def _take_loader_to_its_place(trainer: pl.Trainer) -> None:
+    """Give the training loader its saved state, if it was made before the checkpoint was read.
+
+    Lightning does so when it makes the loader. A decay has it made early, since its length is the run's, and without
+    this the epoch that was interrupted would begin anew.
+    """
+    loop = trainer.fit_loop
+    if loop.restarting and loop._combined_loader_states_to_load:
+        loop._load_combined_loader_states()
+        assert loop._data_fetcher is not None
+        iter(loop._data_fetcher)  # the iterator that it has began at the start
+
+
+def _keep_users_settings(trainer: pl.Trainer, configured: Settings) -> None:
+    """Let the user's settings of the optimizer count, not the checkpoint's: also the run's length."""
     optimizer = trainer.optimizers[0]
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     for line in reapply_settings(optimizer, configured, schedulers):

@@ -30,7 +30,7 @@ from lightning_rarlhf.distributed import gather_items, total, world_size
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
 from lightning_rarlhf.guarded_module import GuardedModule
-from lightning_rarlhf.optimizing import keep_users_settings, with_linear_decay
+from lightning_rarlhf.optimizing import go_on, with_linear_decay
 from lightning_rarlhf.resume import settings_of
 from lightning_rarlhf.reward_report import (
     aurocs_of_labels,
@@ -136,7 +136,7 @@ class RewardModule(GuardedModule):
         self.classifier.train()
         if self.seed is None:
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        keep_users_settings(self.trainer, self._optimizer_settings)
+        go_on(self.trainer, self._optimizer_settings)
 
     # learning
 
