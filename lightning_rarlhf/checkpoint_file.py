@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_move import PARTIAL, in_one_move, move_folder_in
@@ -19,6 +21,8 @@ _SHARDED_HEADER = "meta.pt"
 """file of a sharded checkpoint's folder that holds everything but the shards"""
 _UNREADABLE = (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError)
 """raised for files that are not torch's own, or not whole"""
+_CHUNK = 2**20
+"""bytes that are read at a time"""
 
 
 class CheckpointError(UserError):
@@ -50,25 +54,52 @@ def disk_errors() -> Iterator[None]:
         raise
 
 
-def read_checkpoint(
-    path: Path, *, map_location: Any = "cpu", header: bool = False, mapped: bool = False
-) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, map_location: Any = "cpu", header: bool = False) -> dict[str, Any]:
     """What is in a checkpoint file; tensors and plain values only, nothing is executed.
 
     Args:
         path: file, or folder of a sharded checkpoint (of which only the header can be read).
         map_location: see `torch.load`.
-        header: only its settings are wanted: `mapped`, and checksums are not compared, which is quick.
-        mapped: leave the tensors on disk until they are used, as where most of them, the optimizer's, never are.
+        header: only its settings are wanted: tensors stay on disk until they are used, and checksums are not compared,
+            which is quick.
 
     Raises:
         CheckpointError: the file is truncated, damaged, or something else than a checkpoint, or the system does not
             let it be read.
     """
     file = path / _SHARDED_HEADER if path.is_dir() else path
+    with _refused_by_name(path):
+        with zipfile.ZipFile(file) as archive:
+            if not header:
+                _require_whole(archive, archive.infolist())
+        checkpoint = torch.load(file, map_location=map_location, weights_only=True, mmap=header or None)
+    return _of_this_project(checkpoint, path)
+
+
+def read_without_optimizers(path: Path) -> dict[str, Any]:
+    """What is in a checkpoint file but the optimizers' states, which are most of it and are not read.
+
+    The rest is read from the disk once: tensors are mapped, not copied, and compared with their checksums there.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`, of what is read.
+    """
+    with _refused_by_name(path):
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            _require_whole(archive, [record for record in records if not _is_of_a_tensor(record)])
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if isinstance(checkpoint, dict):
+            checkpoint.pop("optimizer_states", None)
+        _require_whole_tensors(checkpoint, records)
+    return _of_this_project(checkpoint, path)
+
+
+@contextmanager
+def _refused_by_name(path: Path) -> Iterator[None]:
+    """Say in one line why a checkpoint cannot be read."""
     try:
-        _require_whole(file, header=header)
-        checkpoint = torch.load(file, map_location=map_location, weights_only=True, mmap=header or mapped or None)
+        yield
     except FileNotFoundError as error:
         lacks = f"{_SHARDED_HEADER} is missing; copy the whole folder, or give another one" if path.is_dir() else ""
         raise CheckpointError(f"checkpoint {path}: {lacks or 'no such file'}") from error
@@ -82,6 +113,9 @@ def read_checkpoint(
             f"checkpoint {path} cannot be read: truncated, damaged, or not a checkpoint ({reason}); "
             "give another one of its folder, or, to start a run afresh, no ckpt_path"
         ) from error
+
+
+def _of_this_project(checkpoint: Any, path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not {"pytorch-lightning_version", "loops"} <= checkpoint.keys():
         raise CheckpointError(
             f"checkpoint {path} was not written by a run of this project: expected a .ckpt file of a run's "
@@ -90,9 +124,40 @@ def read_checkpoint(
     return checkpoint
 
 
-def _require_whole(file: Path, *, header: bool) -> None:
+def _require_whole(archive: zipfile.ZipFile, records: Sequence[zipfile.ZipInfo]) -> None:
     """Compare each record with its checksum, which torch writes and does not look at again."""
-    with zipfile.ZipFile(file) as archive:
-        damaged = None if header else archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+    for record in records:
+        try:
+            with archive.open(record) as content:
+                while content.read(_CHUNK):
+                    pass
+        except zipfile.BadZipFile as error:  # at its end
+            raise zipfile.BadZipFile(f"wrong checksum of {record.filename}") from error
+
+
+def _is_of_a_tensor(record: zipfile.ZipInfo) -> bool:
+    """Whether torch keeps a tensor's content in it: NAME/data/0, NAME/data/1, ..."""
+    return PurePosixPath(record.filename).parent.name == "data"
+
+
+def _require_whole_tensors(checkpoint: Any, records: Sequence[zipfile.ZipInfo]) -> None:
+    """See that each tensor's content is that of a record: its size and checksum are among theirs."""
+    written = {(record.file_size, record.CRC) for record in records if _is_of_a_tensor(record)}
+    seen: set[int] = set()
+    for name, tensor in _tensors(checkpoint):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen:  # tied weights
+            continue
+        seen.add(storage.data_ptr())
+        content = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        if (len(content), zlib.crc32(content.data)) not in written:
+            raise zipfile.BadZipFile(f"wrong checksum of {name}")
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dictionaries and lists, with its dotted name."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _tensors(each, f"{name}.{key}" if name else str(key))

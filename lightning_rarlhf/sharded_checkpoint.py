@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rarlhf.checkpoint_file import read_checkpoint, write_checkpoint
+from lightning_rarlhf.checkpoint_file import read_checkpoint, read_without_optimizers, write_checkpoint
 from lightning_rarlhf.distributed import gather_items, rank, world_size
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_move import PARTIAL, discard, move_folder_in, recover_folder
@@ -105,13 +105,16 @@ def whole_checkpoint(path: Path) -> dict[str, Any]:
 
     Args:
         path: a file, whose tensors stay on disk until they are used, or a folder of `save_shards`, whose weights are
-            put together in this process's CPU memory; its optimizer states are left out.
+            put together in this process's CPU memory.
+
+    Returns:
+        All but the optimizers' states, which are not read.
 
     Raises:
         UserError: a part is missing or damaged, or it is no checkpoint.
     """
     if not path.is_dir():
-        return read_checkpoint(path, mapped=True)
+        return read_without_optimizers(path)
     header = read_checkpoint(path)
     saved = _saved_weights(_index(path, header.pop(_CHECKSUM, None)))
     weights = {name: torch.empty_like(value, device="cpu") for name, value in saved.items()}
