@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -70,6 +71,11 @@ class Run:
     """episodes that are sampled at a time on one device, at most; None = all"""
 
     @property
+    def divided_by(self) -> int:
+        """Processes that a network's weights are divided among."""
+        return self.processes if self.shards else 1
+
+    @property
     def sampled_rows(self) -> int:
         """Episodes that are sampled at a time on one device."""
         return min(self.rows, self.most_sampled or self.rows)
@@ -95,6 +101,25 @@ class Estimate:
         return phase, self.peak(phase)
 
 
+class _Passes(NamedTuple):
+    """Bytes of an iteration's passes through the policy, above its weights."""
+
+    evaluation: int
+    """at most, for log-probabilities and values without gradients"""
+    states: int
+    """of what leaves the frozen layers, for all rows; 0 = no such layers"""
+    cache: int
+    """of keys and values when a part's responses are finished"""
+    copies: int
+    """of the weights in bfloat16, while sampling"""
+    prompts: int
+    """at most, for the pass over the prompts"""
+    activations: int
+    """that the backward pass begins with"""
+    backward: int
+    """at most, for the update"""
+
+
 def estimate(run: Run) -> Estimate:
     """Rehearse an iteration of `run`.
 
@@ -102,27 +127,51 @@ def estimate(run: Run) -> Estimate:
         ModelError: a model whose configuration cannot be read.
     """
     actor = empty_policy(run.policy)
+    held, whole = _weights(actor, run)
+    passes = _passes(actor, run)
+    comes_and_goes = {"key-value cache": passes.cache, "bfloat16 copies to sample from": passes.copies}
+    if run.policy.compile_sampling:  # what its steps are compiled for stays where it is
+        held |= comes_and_goes | {"bfloat16 copies to sample from": copies_bytes(actor) if run.autocast else 0}
+        comes_and_goes = {}
+    phases = {
+        "sampling": whole | comes_and_goes | {"logits": max(_drawing(actor, run), passes.prompts)},
+        "log-probabilities and values": whole | {"forward pass": passes.evaluation},
+        "update": _update(actor, run, passes),
+    }
+    if passes.states:  # those of the kept episodes, all of them at risk level 1, are taken out of those of all
+        both = ("frozen layers' states", "frozen layers' states of the kept")
+        phases["the tail"] = dict.fromkeys(both, passes.states * run.processes)
+    if run.reward is not None and not run.reward.elsewhere:
+        held["reward model"], scoring = _reward(run, run.reward)
+        phases["scoring"] = {"forward pass": scoring}
+        if run.reward.beside_sampling and run.sampled_rows < run.rows:
+            phases["sampling"] |= {"scoring beside it": scoring}
+    return Estimate(held=held, phases=phases)
+
+
+def _weights(actor: ActorCritic, run: Run) -> tuple[dict[str, int], dict[str, int]]:
+    """What a device holds of the networks and the optimizer; and what it holds more where shards are made whole."""
     weights = weight_bytes(actor, run.policy.quantization)
-    trained = trained_bytes(actor)
-    shards = run.processes if run.shards else 1
     held = {
-        "policy": weights // shards,
-        "optimizer state": int(trained * _state_per_byte(run.optimizer)) // shards,
+        "policy": weights // run.divided_by,
+        "optimizer state": int(trained_bytes(actor) * _state_per_byte(run.optimizer)) // run.divided_by,
     }
     whole = {"policy made whole": weights} if run.shards else {}
-    block = {"policy's largest block made whole": largest_block(actor)} if run.shards else {}
     if run.reference is not None:
         reference = _reference(run.reference, shares=not run.shards)
-        held["reference"] = reference // shards
+        held["reference"] = reference // run.divided_by
         whole |= {"reference made whole": reference} if run.shards else {}
-    buckets = {"gradients in transit": trained} if run.processes > 1 and not run.shards else {}
+    return held, whole
+
+
+def _passes(actor: ActorCritic, run: Run) -> _Passes:
     with rehearsed(actor.train()) as count, _autocast(run):
         with count() as evaluation, torch.no_grad():
             samples = _with_states(actor, _samples(run, run.rows))
             actor.statistics(samples, run.sampling)
-        states = {} if samples.frozen_states is None else {"frozen layers' states": _bytes_of(samples.frozen_states)}
+        states = 0 if samples.frozen_states is None else _bytes_of(samples.frozen_states)
         del samples
-        cache, copies, prompt_pass = _prompt_pass(actor, run, count)
+        cache, copies, prompts = _prompt_pass(actor, run, count)
         with count() as update:
             samples = _with_states(actor, _samples(run, run.update_rows))
             parts = (samples.sequences, samples.attention_mask, samples.response_mask)
@@ -131,33 +180,23 @@ def estimate(run: Run) -> Estimate:
             activations = update.now
             loss.backward()
             backward = update.peak
-    comes_and_goes = {"key-value cache": cache, "bfloat16 copies to sample from": copies}
-    if run.policy.compile_sampling:  # what its steps are compiled for stays where it is
-        held |= comes_and_goes | {"bfloat16 copies to sample from": copies_bytes(actor) if run.autocast else 0}
-        comes_and_goes = {}
-    drawing = _drawing(actor, run)
+    return _Passes(evaluation.peak, states, cache, copies, prompts, activations, backward)
+
+
+def _update(actor: ActorCritic, run: Run, passes: _Passes) -> dict[str, int]:
+    """What the update holds, by what holds it."""
+    trained, found = trained_bytes(actor), {}
+    if run.shards:
+        found["policy's largest block made whole"] = largest_block(actor)
+    elif run.processes > 1:
+        found["gradients in transit"] = trained
+    if passes.states:
+        found["frozen layers' states"] = passes.states * run.processes  # of all processes' rows
     step = trained if run.on_gpu else 0  # on GPUs torch's optimizers work on all weights at once
-    phases = {
-        "sampling": whole | comes_and_goes | {"logits": max(drawing, prompt_pass)},
-        "log-probabilities and values": whole | {"forward pass": evaluation.peak},
-        "update": block
-        | buckets
-        | {name: size * run.processes for name, size in states.items()}  # of all processes' rows
-        | {
-            "activations": activations,
-            "gradients and what the backward pass needs": max(backward, trained // shards + step // shards)
-            - activations,
-        },
-    }
-    if states:  # those of the kept episodes, all of them at risk level 1, are taken out of those of all
-        both = ("frozen layers' states", "frozen layers' states of the kept")
-        phases["the tail"] = dict.fromkeys(both, states["frozen layers' states"] * run.processes)
-    if run.reward is not None and not run.reward.elsewhere:
-        held["reward model"], scoring = _reward(run, run.reward)
-        phases["scoring"] = {"forward pass": scoring}
-        if run.reward.beside_sampling and run.sampled_rows < run.rows:
-            phases["sampling"] |= {"scoring beside it": scoring}
-    return Estimate(held=held, phases=phases)
+    most = max(passes.backward, trained // run.divided_by + step // run.divided_by)
+    found["activations"] = passes.activations
+    found["gradients and what the backward pass needs"] = most - passes.activations
+    return found
 
 
 def reward_bytes(run: Run) -> int:
