@@ -45,7 +45,11 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Raise what the disk said: torch's writer closes its archive on the way out, and complains of that instead."""
+    """Raise what the disk said: torch's writer closes its archive on the way out, and complains of that instead.
+
+    Raises:
+        OSError: the one behind the writer's complaint.
+    """
     try:
         yield
     except RuntimeError as error:

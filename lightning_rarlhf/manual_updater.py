@@ -30,7 +30,7 @@ class ManualUpdater:
         self._max_grad_norm = max_grad_norm
 
     def add_gradient(self, loss: Tensor, *, last_part: bool) -> None:
-        """Backward pass; DDP sends gradients in the last part's only.
+        """Backward pass from a scalar; DDP sends gradients in the last part's only.
 
         DDP and FSDP average over the processes, where our parts must add up: hence the factor.
         """
@@ -40,7 +40,7 @@ class ManualUpdater:
             self._module.manual_backward(loss * world_size())
 
     def gradient_norm(self) -> Tensor:
-        """Global norm of the gradient, before clipping."""
+        """Global norm of the gradient, a scalar, before clipping."""
         return gradient_norm(self._network.parameters())
 
     def step(self, norm: Tensor) -> None:

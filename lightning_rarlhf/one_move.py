@@ -66,7 +66,11 @@ def folder_in_one_move(path: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the file's content (the folder's list of names) has reached the disk."""
+    """Wait until the file's content (the folder's list of names) has reached the disk.
+
+    Raises:
+        OSError: naming the file; a folder that the file system cannot wait for is passed over.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

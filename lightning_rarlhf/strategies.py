@@ -170,7 +170,11 @@ def require_readable(trainer: pl.Trainer, checkpoint: str | None) -> None:
 
 
 def require_same_seed(seed: int) -> None:
-    """Refuse processes that would draw different numbers for one global batch."""
+    """Refuse processes that would draw different numbers for one global batch.
+
+    Raises:
+        UserError: with the seed of each; on every process.
+    """
     seeds = gather_items([seed])
     if len(set(seeds)) > 1:
         raise UserError(f"seed_everything differs between the processes: {seeds}; give a number")

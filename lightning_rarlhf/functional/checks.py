@@ -31,7 +31,11 @@ def as_values(name: str, values: ArrayLike, *, least: int = 1) -> Array:
 
 
 def as_vector(values: ArrayLike, *, least: int = 1) -> Array:
-    """`values` as f64 [n], with the errors of `as_values`."""
+    """`values` as f64 [n].
+
+    Raises:
+        ValueError: if the shape is another, or as `as_values` does.
+    """
     table = as_values("values", values, least=least)
     if table.ndim != 1:
         raise ValueError(f"values: got shape {list(table.shape)}, expected [n]")
@@ -39,7 +43,11 @@ def as_vector(values: ArrayLike, *, least: int = 1) -> Array:
 
 
 def require_open_unit(name: str, value: float) -> None:
-    """Refuse what is not in (0, 1), by the argument's `name`."""
+    """Refuse what is not in (0, 1), by the argument's `name`.
+
+    Raises:
+        ValueError: with the value.
+    """
     if not 0 < value < 1:
         raise ValueError(f"{name}: got {value}, expected more than 0 and less than 1")
 
@@ -54,7 +62,11 @@ def least_resamples(confidence: float) -> int:
 
 
 def require_tail(n: int, alpha: float) -> None:
-    """Refuse a risk level that is out of range, and a tail of αn < 1 prompts, which no prompt represents."""
+    """Refuse a risk level that is out of range, and a tail of αn < 1 prompts, which no prompt represents.
+
+    Raises:
+        ValueError: with the number of prompts that `alpha` needs.
+    """
     tail_size(n, alpha)
     if alpha * n < 1 - 1e-12:
         raise ValueError(

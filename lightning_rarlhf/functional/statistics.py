@@ -276,7 +276,11 @@ def _takes_axis(statistic: Statistic) -> bool:
 
 
 def require_resamples(resamples: int, confidence: float) -> None:
-    """Refuse so few that the ends would be the extremes themselves."""
+    """Refuse so few that the ends would be the extremes themselves.
+
+    Raises:
+        ValueError: with the least number (`least_resamples`), or for a confidence that is not in (0, 1).
+    """
     require_open_unit("confidence", confidence)
     least = least_resamples(confidence)
     if resamples < least:

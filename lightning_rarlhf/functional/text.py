@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 def ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
     """Every run of `n` words of `text`, in order; none where it has fewer.
 
+    Raises:
+        ValueError: `n` is below 1.
+
     >>> list(ngrams("the food was cold", 3))
     [('the', 'food', 'was'), ('food', 'was', 'cold')]
     """
