@@ -228,13 +228,14 @@ PLACES = (
     Place("lightning_rarlhf/wrong_values.py", 3),
     Place("lightning_rarlhf/guarded_module.py", 3),
     Place("lightning_rarlhf/evaluated_module.py", 3, ("lightning_rarlhf/guarded_module.py",)),
+    Place("lightning_rarlhf/recorded_module.py", 3, ("lightning_rarlhf/evaluated_module.py",)),
     Place("lightning_rarlhf/strategies.py", 3),
     Place("lightning_rarlhf/optimizing.py", 3),
     Place("lightning_rarlhf/run_start.py", 3),
     Place(
         "lightning_rarlhf/language_module.py",
         3,
-        ("lightning_rarlhf/evaluated_module.py", "lightning_rarlhf/optimizing.py", "lightning_rarlhf/strategies.py"),
+        ("lightning_rarlhf/recorded_module.py", "lightning_rarlhf/optimizing.py", "lightning_rarlhf/strategies.py"),
     ),
     Place("lightning_rarlhf/manual_updater.py", 3),
     Place(
