@@ -12,6 +12,7 @@ from lightning_rarlhf.frozen_layers import require_left
 from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import add_adapter
 from lightning_rarlhf.own_code import load_failure, load_pretrained, may_run_code
+from lightning_rarlhf.plain_logits import require_plain_logits
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.rehearsal import rehearsed
 
@@ -33,8 +34,8 @@ def empty_policy(policy: PolicyConfig) -> ActorCritic:
     """The policy without contents, on the meta device, ready to be rehearsed; quantised weights keep their full shape.
 
     Raises:
-        ModelError: no such model, adapters for layers that it does not have, or layers to freeze that are not there or
-            cannot be told from the others.
+        ModelError: no such model, one that changes its logits after the output layer, adapters for layers that it does
+            not have, or layers to freeze that are not there or cannot be told from the others.
     """
     with torch.device("meta"):
         lm = _empty_network(policy)
@@ -48,8 +49,7 @@ def empty_policy(policy: PolicyConfig) -> ActorCritic:
             for name, parameter in lm.named_parameters():
                 parameter.requires_grad_(".lora_" in name)
         actor = EmptyPolicy(lm, [0], policy.frozen_layers)
-    if policy.frozen_layers:
-        _require_separable(actor)
+    _require_known_way(actor, policy.pretrained)
     return actor
 
 
@@ -66,12 +66,16 @@ def read_configuration(name: str, revision: str | None) -> Any:
     return load_pretrained(AutoConfig, base, "a model's configuration", revision=pinned)
 
 
-def _require_separable(actor: ActorCritic) -> None:
-    """Refuse an architecture whose layers cannot be frozen; one that cannot be rehearsed is asked with its weights."""
+def _require_known_way(actor: ActorCritic, name: str) -> None:
+    """Refuse logits that are not the output layer's, and layers that cannot be frozen.
+
+    An architecture that cannot be rehearsed is asked with its weights.
+    """
     ids = torch.zeros(1, 3, dtype=torch.int64)
     with rehearsed(actor), torch.no_grad():
         try:
             actor.trunk(ids, torch.ones_like(ids, dtype=torch.bool))
+            require_plain_logits(actor.lm, name)
         except RuntimeError:
             return
         actor.require_separable()

@@ -21,6 +21,7 @@ from lightning_rarlhf.functional.logprobs import chunk_of, token_logprobs, token
 from lightning_rarlhf.functional.sequences import position_ids
 from lightning_rarlhf.fused_gelu import fuse_gelu
 from lightning_rarlhf.last_block import LastBlock, last_block, reading_last
+from lightning_rarlhf.plain_logits import require_plain_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -342,6 +343,7 @@ def _check_split(model: LanguageModel) -> None:
             f"{model.lm.name_or_path}: its logits are not finite: its weights hold NaN or infinities, or overflow in "
             f"{str(direct.dtype).removeprefix('torch.')}; give another copy or an earlier checkpoint"
         )
+    require_plain_logits(model.lm, model.lm.name_or_path)
     if not torch.allclose(direct.float(), split.float(), rtol=1e-2, atol=1e-2):
         name = f"{model.lm.name_or_path}: {type(model.lm).__name__}"
         raise ModelError(f"{name} changes its logits after the output layer; this architecture is not supported")

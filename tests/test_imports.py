@@ -92,8 +92,10 @@ PLACES = (
             "lightning_rarlhf/frozen_layers.py",
             "lightning_rarlhf/fused_gelu.py",
             "lightning_rarlhf/last_block.py",
+            "lightning_rarlhf/plain_logits.py",
         ),
     ),
+    Place("lightning_rarlhf/plain_logits.py", 1),
     Place("lightning_rarlhf/lora.py", 1, ("lightning_rarlhf/blocks.py", "lightning_rarlhf/policy.py")),
     Place(
         "lightning_rarlhf/empty_policy.py",
@@ -103,6 +105,7 @@ PLACES = (
             "lightning_rarlhf/hub.py",
             "lightning_rarlhf/lora.py",
             "lightning_rarlhf/own_code.py",
+            "lightning_rarlhf/plain_logits.py",
             "lightning_rarlhf/policy.py",
             "lightning_rarlhf/rehearsal.py",
         ),

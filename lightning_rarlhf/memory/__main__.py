@@ -148,6 +148,8 @@ def report(run: Run, found: Estimate) -> str:
         lines += ["", "the reward is no classifier of ours; what it needs is not counted"]
     elif run.reward.elsewhere:
         lines += ["", f"the reward model's own device: {_in_units(reward_bytes(run))}"]
+    if run.policy.compile_sampling:
+        lines += ["", "compiled sampling keeps up to two caches more, of validation's batches, which are not counted"]
     return "\n".join([*lines, "", f"worst: {phase}, {_in_units(worst)}"])
 
 

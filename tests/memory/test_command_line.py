@@ -26,3 +26,21 @@ def test_the_exit_status_says_whether_the_run_fits(world, policy_folders, tmp_pa
     assert main([*run, "--device_memory", "much"]) == 2
     assert capsys.readouterr().err == "error: --device_memory much: expected a size such as 80GiB\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_what_fit_refuses_for_its_settings_is_refused_here_too(world, policy_folders, tmp_path, capsys):
+    run = arguments(world, policy_folders["gptj"], "fsdp2", tmp_path)
+    for mistake, said in (
+        (["--model.kl.init_kl_coef", "0"], "error: kl.init_kl_coef=0 would stay 0"),
+        (["--model.optimizer.lr", "-1"], "error: model.optimizer: Invalid learning rate: -1"),
+    ):
+        assert main([*run, *mistake]) == 2
+        assert capsys.readouterr().err.startswith(said)
+
+
+def test_caches_that_are_not_counted_are_named(world, policy_folders, tmp_path, capsys):
+    run = [*arguments(world, policy_folders["llama"], "fsdp2", tmp_path), "--trainer.strategy", "auto"]
+    assert main([*run, "--model.policy.compile_sampling", "true"]) == 0
+    assert "compiled sampling keeps up to two caches more" in capsys.readouterr().out
+    assert main(run) == 0
+    assert "compiled sampling" not in capsys.readouterr().out

@@ -1,0 +1,55 @@
+"""Architectures that scale or cap their logits are refused, however small the logits, with weights and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_rarlhf.config import PolicyConfig
+from lightning_rarlhf.empty_policy import empty_policy
+from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.plain_logits import require_plain_logits
+from lightning_rarlhf.policy import LanguageModel
+from tests.tiny_models import FAMILIES, causal_lm
+
+SIZES = {
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "pad_token_id": None,
+}
+CHANGED = {"cohere": {}, "gemma2": {"final_logit_softcapping": 30.0}, "granite": {"logits_scaling": 2.0}}
+
+
+@pytest.mark.parametrize("family", CHANGED)
+def test_what_changes_its_logits_is_refused_also_before_its_weights_are_there(family: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, **SIZES, **CHANGED[family])
+    config.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(config).eval()
+    said = "ForCausalLM changes its logits after the output layer .*not supported"
+    with pytest.raises(ModelError, match=said):
+        LanguageModel(lm, [1])
+    with pytest.raises(ModelError, match=said):
+        empty_policy(PolicyConfig(pretrained=str(tmp_path)))
+
+
+def test_a_cap_that_is_left_out_is_none() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("gemma2", **SIZES, final_logit_softcapping=None)
+    require_plain_logits(AutoModelForCausalLM.from_config(config), "uncapped")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_supported_architectures_are_let_through(family: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        require_plain_logits(causal_lm(family).to(dtype), family)
