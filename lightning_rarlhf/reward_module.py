@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from lightning_rarlhf.classifier import (
+    PREFERENCE,
     export_classifier,
     head_labels,
     load_classifier,
@@ -256,8 +257,7 @@ class RewardModule(GuardedModule):
             return
         folder = Path(trainer.default_root_dir) / "huggingface"
         export_classifier(self.classifier, self.tokenizer, folder)
-        names = ", ".join(self.label_names)
-        rank_zero_info(f"exported to {folder}: --model.reward.pretrained {folder} --model.reward.label ONE OF {names}")
+        rank_zero_info(f"exported to {folder}: {_as_reward(folder, self.label_names)}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -280,3 +280,10 @@ class RewardModule(GuardedModule):
         self.classifier.config.id2label = dict(enumerate(names))
         self.classifier.config.label2id = {name: number for number, name in enumerate(names)}
         self.seed = checkpoint["sampling_seed"]
+
+
+def _as_reward(folder: Path, labels: list[str]) -> str:
+    """The options with which a run takes the exported classifier as its reward."""
+    label = labels[0] if len(labels) == 1 else f"ONE OF {', '.join(labels)}"
+    unwanted = "" if labels == [PREFERENCE] else "; sign -1 if the label is what you do not want"
+    return f"--model.reward.pretrained {folder} --model.reward.label {label} --model.reward.sign 1{unwanted}"

@@ -64,7 +64,7 @@ def common(backbone, folder):
     return [*names, "--data.text_tokens", "32"]
 
 
-def test_labels_become_a_classifier_that_a_run_takes_as_its_reward(backbone, tmp_path, capsys):
+def test_labels_become_a_classifier_that_a_run_takes_as_its_reward(backbone, tmp_path, capsys, caplog):
     data = write_csv(tmp_path / "labelled.csv", texts(240))
     labels = ["--data.label_columns", "[toxic, kind]"]
     config = ["--config", str(ROOT / "configs" / "reward" / "labels.yaml"), "--data.path", str(data), *labels]
@@ -78,6 +78,8 @@ def test_labels_become_a_classifier_that_a_run_takes_as_its_reward(backbone, tmp
     assert results["metrics"]["kind/auroc"]["n"] < results["metrics"]["toxic/auroc"]["n"]  # unknown ones are left out
     assert (tmp_path / "run" / "reliability.png").stat().st_size > 5000
     assert "toxic/auroc: " in capsys.readouterr().out
+    options = "--model.reward.label ONE OF toxic, kind --model.reward.sign 1; sign -1 if"
+    assert f"--model.reward.pretrained {exported} {options}" in caplog.text
     for split in ("train", "test"):
         write_csv(tmp_path / f"{split}.csv", jigsaw_rows(20, 20, start=1000))
     save_policy(tmp_path / "policy")
@@ -97,11 +99,13 @@ def test_labels_become_a_classifier_that_a_run_takes_as_its_reward(backbone, tmp
     assert rude < polite - 1
 
 
-def test_preferences_become_a_score(backbone, tmp_path):
+def test_preferences_become_a_score(backbone, tmp_path, caplog):
     data = write_jsonl(tmp_path / "pairs.jsonl", pairs(160))
     config = ["--config", str(ROOT / "configs" / "reward" / "preferences.yaml"), "--data.path", str(data)]
     config += ["--data.prompt_column", "prompt"]
     train.main(["fit", *config, *common(backbone, tmp_path / "run"), *FIT])
+    options = f"{tmp_path / 'run' / 'huggingface'} --model.reward.label preference --model.reward.sign 1\n"
+    assert f"--model.reward.pretrained {options}" in caplog.text
     train.main(["test", *config, *common(tmp_path / "run" / "huggingface", tmp_path / "run"), *QUIET])
     metrics = json.loads((tmp_path / "run" / "reward_results.json").read_text())["metrics"]
     assert metrics["pairs/accuracy"]["estimate"] > 0.95
