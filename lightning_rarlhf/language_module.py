@@ -145,7 +145,7 @@ class LanguageModule(RecordedModule):
 
     def _load_reference(self) -> Reference:
         device = self.trainer.strategy.root_device
-        reference = load_reference(self.policy_config, self.reference_name, self.actor, self.tokenizer, device)
+        reference = load_reference(self.policy_config, self.reference_name, self.actor, device)
         if isinstance(reference, FrozenModel):
             divide(reference.model, self.trainer)
             reference.to(device)

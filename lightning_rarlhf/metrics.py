@@ -144,7 +144,7 @@ class TextPerplexity(_Mean):
     higher_is_better = False
 
     def update(self, perplexities: Tensor) -> None:
-        """Add one batch: f32 [B], what `functional.perplexity.text_perplexity` gives; NaN = without a token."""
+        """Add one batch: f64 [B], what `functional.perplexity.text_perplexity` gives; NaN = without a token."""
         self._add(perplexities)
 
 

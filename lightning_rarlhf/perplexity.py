@@ -34,9 +34,9 @@ _BATCH = 16
 def text_perplexities(
     model: LanguageModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = _BATCH
 ) -> Tensor:
-    """exp(mean token negative log-likelihood) of each text, f32 [n] on the CPU; NaN for a text without a token."""
+    """exp(mean token negative log-likelihood) of each text, f64 [n] on the CPU; NaN for a text without a token."""
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # so that a batch carries little padding
-    result = torch.full((len(texts),), torch.nan)
+    result = torch.full((len(texts),), torch.nan, dtype=torch.float64)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         tokens = _tokenize(tokenizer, [texts[row] for row in rows], model.context_length)
@@ -48,7 +48,7 @@ def text_perplexities(
 def response_perplexities(
     model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
 ) -> Tensor:
-    """Perplexity of each response after its prompt, f32 [B] on the CPU; NaN for a response without a token.
+    """Perplexity of each response after its prompt, f64 [B] on the CPU; NaN for a response without a token.
 
     Only the response's tokens are counted. Where the two exceed the model's context, the prompt loses its beginning.
     """
@@ -101,7 +101,7 @@ def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @torch.no_grad()
 def _perplexities(model: LanguageModel, sequences: Sequence[Sequence[int]], counted: Sequence[int]) -> Tensor:
-    """exp(mean NLL) of the last `counted[b]` tokens of each sequence, f32 [B] on the CPU."""
+    """exp(mean NLL) of the last `counted[b]` tokens of each sequence, f64 [B] on the CPU."""
     width = max(2, *(len(sequence) for sequence in sequences))
     ids = torch.zeros(len(sequences), width, dtype=torch.int64)
     read, scored = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
@@ -112,4 +112,4 @@ def _perplexities(model: LanguageModel, sequences: Sequence[Sequence[int]], coun
     ids = ids.to(model.device)
     hidden = model.trunk(ids, read.to(model.device))[:, :-1]
     logprobs = token_logprobs(hidden, ids[:, 1:], model.head, _PLAIN, model.eos_token_ids)
-    return text_perplexity(logprobs, scored[:, 1:].to(model.device)).cpu()
+    return text_perplexity(logprobs.cpu(), scored[:, 1:])

@@ -1,4 +1,4 @@
-"""Whether a language model's logits are what its output layer says, and nothing is done to them after that."""
+"""Whether a language model's logits are what its output layer says, or what a known cap makes of that."""
 
 from __future__ import annotations
 
@@ -51,10 +51,16 @@ class _Changes(TorchDispatchMode):
         return tensor.untyped_storage()._cdata in self._followed
 
 
-def require_plain_logits(lm: PreTrainedModel, name: str) -> None:
-    """Refuse an architecture that scales or caps its logits: log-probabilities are taken from the output layer's own.
+def cap_of(lm: PreTrainedModel) -> float | None:
+    """The c of logits that are c · tanh(x / c) of what the output layer says, as Gemma 2's; None = they are x."""
+    cap: float | None = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+    return cap
 
-    Seen in what it does, not in its numbers: a cap changes small logits by less than rounding does, and grows.
+
+def require_plain_logits(lm: PreTrainedModel, name: str) -> None:
+    """Refuse an architecture that scales its logits, or changes them otherwise than by the cap that is known.
+
+    Seen in what it does, not in its numbers: what changes small logits by less than rounding does may grow with them.
 
     Args:
         lm: with or without contents.
@@ -64,7 +70,7 @@ def require_plain_logits(lm: PreTrainedModel, name: str) -> None:
         ModelError: naming the architecture.
     """
     head: Any = lm.get_output_embeddings()
-    if head is None:
+    if head is None or cap_of(lm) is not None:
         return
     ids = torch.zeros(1, 2, dtype=torch.int64, device=head.weight.device)
     with _Changes() as changes, torch.no_grad():

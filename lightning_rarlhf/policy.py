@@ -21,7 +21,7 @@ from lightning_rarlhf.functional.logprobs import chunk_of, token_logprobs, token
 from lightning_rarlhf.functional.sequences import position_ids
 from lightning_rarlhf.fused_gelu import fuse_gelu
 from lightning_rarlhf.last_block import LastBlock, last_block, reading_last
-from lightning_rarlhf.plain_logits import require_plain_logits
+from lightning_rarlhf.plain_logits import cap_of, require_plain_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,16 +113,15 @@ class LanguageModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states: [..., H] → [..., V]."""
         logits: Tensor = self.lm.get_output_embeddings()(hidden)
-        softcap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        cap = cap_of(self.lm)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @property
     def head_is_product(self) -> bool:
         """Whether `head` is the float32 product with the output layer's rows: no bias, no cap, no adapter."""
         layer = self.lm.get_output_embeddings()
-        capped = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None) is not None
         plain = isinstance(layer, nn.Linear) and getattr(layer, "bias", None) is None
-        return plain and layer.weight.dtype == torch.float32 and not capped
+        return plain and layer.weight.dtype == torch.float32 and cap_of(self.lm) is None
 
     @torch.no_grad()
     def frozen_states(self, sequences: Tensor, attention_mask: Tensor) -> Tensor | None:

@@ -17,6 +17,7 @@ from lightning_rarlhf.decoding.risk_head import RISK_HEAD_FILE, RiskHead, save_r
 from lightning_rarlhf.distributed import total, world_size
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.optimizing import share_of_step
 from lightning_rarlhf.results_file import weights_sha256
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import SamplingSeed
@@ -100,7 +101,8 @@ class RectModule(LanguageModule):
         self.outcomes += torch.stack([ended, rows]).long()
         figures = {"rect/loss": total(loss), "rect/bad_rate": ended / rows}
         self.log_dict(figures, prog_bar=True, on_step=True, batch_size=len(batch))
-        return loss * world_size()  # DDP averages over the processes, whose shares of the loss must add up
+        # DDP averages over the processes, whose shares of the loss must add up
+        return loss * world_size() * share_of_step(self.trainer, batch_idx)
 
     def ended_badly(self, samples: Samples) -> Tensor:
         """f32 [B], 1 = scored below `bad_below`."""

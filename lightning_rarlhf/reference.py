@@ -10,7 +10,7 @@ from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import require_model, split_revision
 from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.policy import FrozenModel, LanguageModel, Reference
-from lightning_rarlhf.policy_loading import end_of_text_ids, load_causal_lm
+from lightning_rarlhf.policy_loading import load_causal_lm
 from lightning_rarlhf.tokenizer import load_tokenizer, require_same_tokens
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ def load_reference(
     policy: PolicyConfig,
     named: str | None,
     actor: LanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
     device: torch.device | None = None,
 ) -> Reference:
     """The starting policy, unless another is named: KL is then 0 at iteration 0.
@@ -66,7 +65,6 @@ def load_reference(
         policy: the policy's settings; its quantisation, dtype and attention are the reference's too.
         named: hub id[@revision] or folder of the reference; None = the policy's own start.
         actor: the policy, not trained yet.
-        tokenizer: the policy's.
         device: where quantised weights are made; None = the CPU.
 
     Raises:
@@ -92,4 +90,5 @@ def load_reference(
         attn_implementation=policy.attn_implementation,
     )
     lm = load_causal_lm(config, device)
-    return FrozenModel(LanguageModel(lm, end_of_text_ids(lm, tokenizer)))
+    # the policy's list of ends, not its own: before the least length both must ban the same tokens
+    return FrozenModel(LanguageModel(lm, actor.eos_token_ids.tolist()))

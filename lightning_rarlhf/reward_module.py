@@ -31,7 +31,7 @@ from lightning_rarlhf.distributed import gather_items, total, world_size
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
 from lightning_rarlhf.guarded_module import GuardedModule
-from lightning_rarlhf.optimizing import go_on, with_linear_decay
+from lightning_rarlhf.optimizing import go_on, share_of_step, with_linear_decay
 from lightning_rarlhf.resume import settings_of
 from lightning_rarlhf.reward_report import (
     aurocs_of_labels,
@@ -156,7 +156,8 @@ class RewardModule(GuardedModule):
         losses, count, _ = self._outcome(batch)
         loss = losses / total(count)
         self.log("reward/loss", total(loss), prog_bar=True, on_step=True, batch_size=len(batch))
-        return loss * world_size()  # DDP averages over the processes, whose shares of the loss must add up
+        # DDP averages over the processes, whose shares of the loss must add up
+        return loss * world_size() * share_of_step(self.trainer, batch_idx)
 
     def margins(self, batch: PreferenceBatch) -> Tensor:
         """f32 [B], r_chosen − r_rejected, both read in one pass."""

@@ -490,3 +490,9 @@ def test_an_output_that_cannot_be_written_is_bad_input(tmp_path: Path, capsys) -
     path = write(tmp_path, records([1.0] * 100))
     assert run(path, *FEW_FAIL, "--output", str(path / "certificate.json")) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_score_at_the_threshold_is_no_failure_whatever_its_decimals():
+    scores = np.full(400, np.float32(0.7), dtype=np.float64)
+    assert rate(threshold=0.7).verdict(scores).failures == 0
+    assert rate(threshold=0.7001).verdict(scores).failures == 400

@@ -271,7 +271,7 @@ PLACES = (
     Place(
         "lightning_rarlhf/rect_module.py",
         3,
-        ("lightning_rarlhf/language_module.py", "lightning_rarlhf/strategies.py"),
+        ("lightning_rarlhf/language_module.py", "lightning_rarlhf/optimizing.py", "lightning_rarlhf/strategies.py"),
     ),
     Place("lightning_rarlhf/decoding_module.py", 3, ("lightning_rarlhf/language_module.py",)),
     Place("callbacks/", 3, ("callbacks/", "lightning_rarlhf/language_module.py")),

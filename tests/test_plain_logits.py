@@ -1,4 +1,4 @@
-"""Architectures that scale or cap their logits are refused, however small the logits, with weights and without."""
+"""Architectures that scale their logits are refused, with weights and without; a known cap is the head's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = {
     "head_dim": 8,
     "pad_token_id": None,
 }
-CHANGED = {"cohere": {}, "gemma2": {"final_logit_softcapping": 30.0}, "granite": {"logits_scaling": 2.0}}
+CHANGED = {"cohere": {}, "granite": {"logits_scaling": 2.0}}
 
 
 @pytest.mark.parametrize("family", CHANGED)
@@ -42,11 +42,19 @@ def test_what_changes_its_logits_is_refused_also_before_its_weights_are_there(fa
         empty_policy(PolicyConfig(pretrained=str(tmp_path)))
 
 
-def test_a_cap_that_is_left_out_is_none() -> None:
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_a_cap_is_the_heads_own_however_large_the_logits(cap: float | None) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model("gemma2", **SIZES, final_logit_softcapping=None)
-    require_plain_logits(AutoModelForCausalLM.from_config(config), "uncapped")
+    config = AutoConfig.for_model("gemma2", **SIZES, final_logit_softcapping=cap, attn_logit_softcapping=None)
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(config).eval()
+    torch.nn.init.normal_(lm.get_output_embeddings().weight, std=2.0)
+    model = LanguageModel(lm, [1])
+    ids = torch.tensor([[3, 4, 5, 6]])
+    expected = lm(input_ids=ids).logits
+    assert expected.abs().max() <= cap if cap else expected.abs().max() > 3
+    torch.testing.assert_close(model.head(model.trunk(ids, torch.ones_like(ids, dtype=torch.bool))), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -40,7 +43,7 @@ def test_the_start_is_a_frozen_copy_that_shares_what_the_policy_never_moves(poli
     for settings in ({}, {"frozen_layers": 1}):
         policy = PolicyConfig(pretrained=str(policy_folder), **settings)
         actor = load_actor_critic(policy, tokenizer)
-        reference = load_reference(policy, None, actor, tokenizer)
+        reference = load_reference(policy, None, actor)
         assert isinstance(reference, FrozenModel)
         assert not any(parameter.requires_grad for parameter in reference.model.parameters())
         shared.append(frozen_weights(reference, actor))
@@ -55,11 +58,21 @@ def test_of_its_own_start_an_adapted_policy_is_the_reference_itself(policy_folde
     policy = PolicyConfig(pretrained=str(policy_folder), lora=LoRAConfig())
     tokenizer = load_tokenizer(str(policy_folder))
     actor = load_actor_critic(policy, tokenizer)
-    assert isinstance(load_reference(policy, None, actor, tokenizer), WithoutAdapter)
+    assert isinstance(load_reference(policy, None, actor), WithoutAdapter)
 
 
 def test_a_reference_that_is_not_there_is_refused(policy_folder, tmp_path) -> None:
     policy = PolicyConfig(pretrained=str(policy_folder))
     tokenizer = load_tokenizer(str(policy_folder))
     with pytest.raises(ModelError):
-        load_reference(policy, str(tmp_path), load_actor_critic(policy, tokenizer), tokenizer)
+        load_reference(policy, str(tmp_path), load_actor_critic(policy, tokenizer))
+
+
+def test_another_reference_is_asked_about_the_tokens_that_end_the_policys_responses(policy_folder, tmp_path) -> None:
+    """Both are renormalised without them before the least length, or the KL of equal weights would not be 0."""
+    other = shutil.copytree(policy_folder, tmp_path / "other")
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5]}))
+    tokenizer, policy = load_tokenizer(str(policy_folder)), PolicyConfig(pretrained=str(policy_folder))
+    actor = load_actor_critic(policy, tokenizer)
+    reference = load_reference(policy, str(other), actor)
+    assert reference.model.eos_token_ids.tolist() == actor.eos_token_ids.tolist() == [1]

@@ -141,6 +141,7 @@ def test_a_language_model_can_be_the_backbone_and_the_loss_is_bradley_terrys(tmp
         )
     expected = bradley_terry_nll(*alone).mean()
     module.log = lambda *args, **kwargs: None
+    module.trainer = SimpleNamespace(accumulate_grad_batches=1, num_training_batches=1, current_epoch=0, global_rank=0)
     torch.testing.assert_close(module.training_step(batch, 0), expected, atol=1e-5, rtol=1e-5)
 
 

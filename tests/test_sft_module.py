@@ -149,3 +149,24 @@ def test_only_the_language_model_is_trained(policy_folder, tmp_path):
         module.actor.lm.get_output_embeddings().weight, fresh.actor.lm.get_output_embeddings().weight
     )
     assert all(parameter.grad is None for parameter in module.actor.value_head.parameters())
+
+
+@pytest.mark.parametrize("batches", [2, 3, 4])
+def test_an_epochs_last_accumulated_step_is_the_mean_of_the_batches_it_has(policy_folder, tmp_path, batches):
+    data = [text_batch([TEXTS[number % 3]]) for number in range(batches)]
+    module = SFTModule(
+        policy=PolicyConfig(pretrained=str(policy_folder)),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        linear_decay=False,
+    )
+    trainer = quiet_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=3)
+    trainer.fit(module, DataLoader(data, batch_size=None))
+    assert trainer.global_step == -(-batches // 3)
+    by_hand = module_of(policy_folder)
+    optimizer = torch.optim.SGD(by_hand.actor.lm.parameters(), lr=0.1)
+    for start in range(0, batches, 3):
+        optimizer.zero_grad()
+        torch.stack([by_hand.loss(batch) for batch in data[start : start + 3]]).mean().backward()
+        optimizer.step()
+    for ours, theirs in zip(module.actor.lm.parameters(), by_hand.actor.lm.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)

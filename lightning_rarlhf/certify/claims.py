@@ -19,6 +19,7 @@ from lightning_rarlhf.functional.bounds import (
     shows_cvar,
     shows_rate,
 )
+from lightning_rarlhf.functional.tail_reward import as_score
 
 if TYPE_CHECKING:
     from lightning_rarlhf.functional.checks import Array
@@ -84,7 +85,7 @@ class RateClaim:
 
     def verdict(self, scores: Array) -> Verdict:
         """Judge by one score per fresh prompt, f64 [n]."""
-        failures, n = int((scores < self.threshold).sum()), len(scores)
+        failures, n = int((scores < as_score(self.threshold)).sum()), len(scores)
         upper = clopper_pearson(failures, n, self.confidence, "upper")
         needed = self.needed(failures) if upper.estimate < self.max_rate else None
         shown = shows_rate(failures, n, self.max_rate, 1 - self.confidence)

@@ -84,6 +84,11 @@ class GeDi(StepwiseMethod):
     def prefix_tokens(self) -> int:
         return max(map(len, self._codes))
 
+    @property
+    def opening(self) -> int:
+        """Tokens that open every text, before which the class code stands: no class says how likely they are."""
+        return self._codes[0].opening
+
     def decoder(self) -> Decoder:
         assert self._model is not None
         return _GeDiDecoder(self, [_ConditionalDecoder(self._model, code) for code in self._codes])
@@ -139,12 +144,16 @@ class _GeDiDecoder(JointDecoder):
         self._method = method
 
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        self._tokens = attention_mask.sum(dim=1) + 1
+        self._tokens = self._count(attention_mask)
         return super().start(input_ids, attention_mask)
 
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        self._tokens = attention_mask.sum(dim=1) + 1
+        self._tokens = self._count(attention_mask)
         return super().advance(tokens, attention_mask)
+
+    def _count(self, attention_mask: Tensor) -> Tensor:
+        """i64 [B], tokens that the classes' probabilities are of: the text's, with the next, without what opens it."""
+        return attention_mask.sum(dim=1) + 1 - self._method.opening
 
     def combine(self, logits: Sequence[Tensor]) -> Tensor:
         base, wanted, unwanted = logits

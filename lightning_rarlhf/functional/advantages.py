@@ -86,4 +86,9 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """
     variance = masked_var(returns, mask)
     share = 1 - masked_var(returns - values, mask) / variance
-    return torch.where(variance > 0, share, torch.nan)
+    rounding = _ROUNDING * torch.where(mask, returns, 0.0).abs().max()
+    return torch.where(variance > rounding.square(), share, torch.nan)
+
+
+_ROUNDING = 1e-6
+"""of the mean of float32 numbers, relative to them: equal ones seem to vary so much"""

@@ -46,7 +46,7 @@ def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Move the counted values to mean 0 and scale them to unit variance; every other position comes out as 0.
 
     The scale is 1/√(Var + 1e-8) with the unbiased variance, as in the paper's code. Values that do not vary (a single
-    counted token is the extreme case) therefore become 0, not NaN.
+    counted token is the extreme case) therefore become 0, not NaN, but for the rounding of their mean.
 
     Args:
         values: float, any shape.

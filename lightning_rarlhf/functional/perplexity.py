@@ -8,7 +8,9 @@ from lightning_rarlhf.functional.masked import masked_mean
 
 
 def text_perplexity(logprobs: Tensor, mask: Tensor) -> Tensor:
-    """exp(mean negative log-likelihood) of each text's own tokens, f32 [B]; NaN where a text has none.
+    """exp(mean negative log-likelihood) of each text's own tokens, f64 [B]; NaN where a text has none.
+
+    In float64: a policy that has gone astray gives tokens 90 nats, whose exponential is infinite in float32.
 
     Their arithmetic mean over texts is what the paper reports, and what Hugging Face's `evaluate` calls
     mean_perplexity. It is not the perplexity of a corpus, exp(mean over all tokens), which long texts dominate.
@@ -19,6 +21,6 @@ def text_perplexity(logprobs: Tensor, mask: Tensor) -> Tensor:
 
     >>> import torch
     >>> text_perplexity(torch.tensor([[0.25, 0.25, 0.5]]).log(), torch.tensor([[True, True, False]]))
-    tensor([4.])
+    tensor([4.0000], dtype=torch.float64)
     """
-    return (-masked_mean(logprobs.float(), mask, dim=1)).exp()
+    return (-masked_mean(logprobs.double(), mask, dim=1)).exp()

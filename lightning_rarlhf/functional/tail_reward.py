@@ -10,7 +10,18 @@ from lightning_rarlhf.functional.risk import tail_rows, tail_size
 
 def rows_at_most(prompt_scores: Tensor, threshold: float) -> Tensor:
     """Row numbers of the prompts that score at most `threshold`, ascending, i64 [m]; perhaps none."""
-    return (prompt_scores <= threshold).nonzero().squeeze(1)
+    return (prompt_scores <= as_score(threshold)).nonzero().squeeze(1)
+
+
+def as_score(threshold: float) -> float:
+    """The float32 next to a threshold: scores are such, and 0.1 is none, so that none would ever equal it.
+
+    >>> as_score(0.5)
+    0.5
+    >>> as_score(0.1) == torch.tensor([0.1]).item()
+    True
+    """
+    return torch.tensor(threshold, dtype=torch.float32).item()
 
 
 def lowest_rows(prompt_scores: Tensor, share: float) -> Tensor:

@@ -19,6 +19,7 @@ from lightning_rarlhf.functional.statistics import (
     mean_interval,
 )
 from lightning_rarlhf.functional.tail_intervals import cvar_contrast_interval
+from lightning_rarlhf.functional.tail_reward import as_score
 from lightning_rarlhf.functional.toxicity import TOXIC_FROM, maximum_toxicity
 from lightning_rarlhf.results import Run
 
@@ -102,7 +103,7 @@ def _definition(run: Run, metric: str, prompt_score: Array) -> tuple[str, NDArra
     if metric in _CLASSES:
         return "score", run.columns["label"][:, 0] == _CLASSES[metric], None
     if found := re.fullmatch(r"score_tail_le_(.+)", metric):
-        return "score", prompt_score <= float(found[1]), None
+        return "score", prompt_score <= as_score(float(found[1])), None
     if found := re.fullmatch(r"score_tail_lowest_(.+)", metric):
         return "score", _lowest(prompt_score, float(found[1]) / 100), None
     if found := re.fullmatch(r"cvar_([\d.]+)", name):

@@ -161,6 +161,25 @@ def test_gedi_weighs_by_the_length_normalised_posterior_of_the_whole_text(policy
             torch.testing.assert_close(samples.logprobs[row, step], expected.detach(), atol=1e-4, rtol=0)
 
 
+def test_gedi_counts_no_token_that_opens_every_text(tmp_path, experts):
+    from tokenizers.processors import TemplateProcessing
+
+    host = host_of(save_policy(tmp_path))
+    host.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", 1)]
+    )
+    method = GeDi(experts["expert"], "good film", "bad", omega=3.0, rho=1.0)
+    drawn(method, host, prompts=[[1, *prompt] for prompt in PROMPTS])
+    decoder, ids = method.decoder(), torch.tensor([[1, 5, 6, 7], [1, 8, 9, 5]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, 0], ids[1, 1] = False, 1  # a padded row
+    with torch.no_grad():
+        decoder.start(ids, mask)
+        assert decoder._tokens.tolist() == [4, 3]  # with the next token, without the one that opens
+        decoder.advance(torch.tensor([5, 6]), torch.cat([mask, torch.ones(2, 1, dtype=torch.bool)], dim=1))
+    assert decoder._tokens.tolist() == [5, 4]
+
+
 def test_gedi_refuses_codes_that_the_tokenizer_does_not_tell_apart(policy_folder, experts):
     with pytest.raises(
         ModelError, match=r"GeDi: 'lovely' and 'awful' are the tokens \[0\] and \[0\] of .*, which do not"

@@ -181,3 +181,12 @@ def test_explained_variance_by_hand() -> None:
 
 def test_explained_variance_of_returns_that_do_not_vary_is_nan() -> None:
     assert explained_variance(torch.randn(2, 3), torch.ones(2, 3), prefix_mask([3, 3], 3)).isnan()
+
+
+@pytest.mark.parametrize("value", [0.1, -1000.3, 1e-6])
+def test_rounding_of_a_mean_is_no_variance_of_the_returns(value: float) -> None:
+    mask = prefix_mask([7, 7, 5], 7)
+    assert explained_variance(torch.randn(3, 7), torch.full((3, 7), value), mask).isnan()
+    varied = torch.full((3, 7), value)
+    varied[0, 0] *= 1.01
+    assert explained_variance(varied, varied, mask).item() == pytest.approx(1)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_rarlhf.functional.tail_reward import lowest_rows, rows_at_most, tail_reward
+from lightning_rarlhf.functional.tail_reward import as_score, lowest_rows, rows_at_most, tail_reward
 
 PAIRS = st.lists(st.tuples(st.integers(-9, 9), st.integers(-4, 4)), min_size=1, max_size=30)
 
@@ -41,3 +41,16 @@ def test_everybody_is_the_mean():
 def test_columns_that_do_not_belong_together():
     with pytest.raises(ValueError, match=r"prompt_scores: got shape \[2\], expected floats \[n\] as scores, \[3\]"):
         tail_reward(torch.zeros(3), torch.zeros(2), 0.0)
+
+
+@given(st.floats(-1e6, 1e6))
+def test_a_score_at_the_threshold_is_at_it_in_either_precision(threshold):
+    at = torch.tensor([threshold], dtype=torch.float32)
+    above, below = torch.nextafter(at, torch.tensor(torch.inf)), torch.nextafter(at, torch.tensor(-torch.inf))
+    own = torch.cat([at, above, below])
+    for prompt_scores in (own, own.double()):
+        assert rows_at_most(prompt_scores, threshold).tolist() == [0, 2]
+
+
+def test_a_threshold_beyond_float32_is_above_every_score():
+    assert as_score(1e300) == float("inf")

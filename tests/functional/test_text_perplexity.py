@@ -33,3 +33,7 @@ def test_what_does_not_count_is_never_read_and_a_text_without_tokens_is_unknown(
         [1, 2]
     )
     assert text_perplexity(logprobs, torch.zeros(2, 2, dtype=torch.bool)).isnan().all()
+
+
+def test_a_policy_gone_astray_has_a_number_and_is_no_unknown():
+    assert text_perplexity(torch.tensor([[-90.0, -110.0]]), torch.ones(1, 2, dtype=torch.bool)).log().item() == 100
