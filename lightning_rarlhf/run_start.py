@@ -30,13 +30,14 @@ def taken_back_if_refused(trainer: pl.Trainer) -> Iterator[None]:
     Raises:
         WriteError: such a folder cannot be written to.
     """
+    logged = _log_folders(trainer)  # asked on every process: where they already work together, they agree on it
     if not trainer.is_global_zero:  # it writes for all
         yield
         return
     begun = _Begun()
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
     callbacks.insert(0, begun)
-    folders = [_Former(folder) for folder in _log_folders(trainer)]
+    folders = [_Former(folder) for folder in logged]
     try:
         for folder in folders:
             folder.make()

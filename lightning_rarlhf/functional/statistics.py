@@ -119,8 +119,9 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95, resamples: int
     docs/results.md has the coverage that was measured: of 50 values more than BCa's, which is 90 to 95 % of nominal
     95 %, of 500 the same; of fewer than `SMALL` less than 93 % where they are skewed, see `is_small`.
     Where nearly all values are one and the same and fewer than `LEAST_TAIL` are others, how rare these are is not known
-    well enough: both ends are infinite. Values that are all equal give both ends the same value: this
-    says nothing of exceptions rarer than one in n/3.
+    well enough: both ends are infinite. So they are where the bootstrap reaches further than the values do, as it does
+    when a few of them dwarf the others: resamples without these know no spread. Values that are all equal give both
+    ends the same value: this says nothing of exceptions rarer than one in n/3.
 
     Args:
         values: [n], one value per prompt, finite.
@@ -143,6 +144,8 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95, resamples: int
     if 0 < _exceptions(table) < LEAST_TAIL:
         return unbounded(float(table.mean()), len(table), confidence, f"fewer than {LEAST_TAIL} prompts differ")
     found = _studentised_mean(table, confidence=confidence, resamples=resamples, seed=seed)
+    if found and max(found.high - found.estimate, found.estimate - found.low) > np.ptp(table):
+        return unbounded(found.estimate, len(table), confidence, "a few prompts make nearly all of the mean")
     return found or bootstrap_interval(table, np.mean, confidence=confidence, resamples=resamples, seed=seed)
 
 

@@ -268,3 +268,14 @@ def test_mean_and_deviation_over_seeds_agree_with_the_standard_library() -> None
     assert math.isnan(single.sd)
     with pytest.raises(ValueError, match=r"got shape \[0\]"):
         mean_sd([])
+
+
+def test_a_mean_that_one_prompt_makes_has_no_ends_rather_than_impossible_ones():
+    """As toxicities of 119 harmless texts and one that is not: a mean of probabilities never was 922."""
+    values = 1 / (1 + np.exp(np.random.default_rng(0).normal(12, 1, 120)))
+    values[3] = 0.5
+    found = mean_interval(values)
+    assert (found.estimate, found.low, found.high) == (pytest.approx(values.mean()), -np.inf, np.inf)
+    assert "a few prompts" in found.method
+    values[:20] = 0.5
+    assert 0 < mean_interval(values).low < mean_interval(values).high < 0.5
