@@ -8,10 +8,10 @@ import typing
 from collections.abc import Callable, Iterator
 
 
-def keys_of_class(cls: type) -> Iterator[str]:
+def keys_of_class(cls: object) -> Iterator[str]:
     """Dotted keys that `cls` accepts, the fields of its dataclass arguments included, however deep."""
-    for name, hint in _arguments(cls):
-        yield from _with_fields(name, hint)
+    for name, hint in _arguments(cls) if isinstance(cls, type) else ():  # a function may make modules too
+        yield from _with_fields(name, hint, ())
 
 
 def fields_of(path: str, key: str) -> list[str]:
@@ -56,18 +56,18 @@ def _arguments(cls: type) -> Iterator[tuple[str, object]]:
             return
 
 
-def _hints(function: Callable[..., object]) -> dict[str, object]:
+def _hints(named: Callable[..., object] | type) -> dict[str, object]:
     """Empty where a hint names what is imported for type checkers alone, as those of abstract bases may."""
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(named)
     except NameError:
         return {}
 
 
-def _with_fields(name: str, hint: object) -> Iterator[str]:
+def _with_fields(name: str, hint: object, within: tuple[type, ...]) -> Iterator[str]:
     yield name
     group = group_of(hint)
-    if group is not None:
-        hints = typing.get_type_hints(group)
+    if group is not None and group not in within:  # a group may hold its own kind
+        hints = _hints(group)
         for field in dataclasses.fields(group):
-            yield from _with_fields(f"{name}.{field.name}", hints[field.name])
+            yield from _with_fields(f"{name}.{field.name}", hints.get(field.name), (*within, group))

@@ -59,7 +59,8 @@ class TrainParser(LightningArgumentParser):
     def parse_path(self, path: Any, *more: Any, **options: Any) -> Any:
         """Read a configuration file, and say in which line it is none."""
         try:
-            require_settings(Path(path))
+            if Path(path).is_file():  # a pipe, or standard input, can be read once only
+                require_settings(Path(path))
         except UserError as error:
             self.error(str(error), error)
         return super().parse_path(path, *more, **options)

@@ -107,6 +107,11 @@ class GuardedModule(pl.LightningModule):
         """An iteration went well."""
         self._in_a_row = 0
 
+    @property
+    def wrote_evidence(self) -> bool:
+        """Whether there is a crash bundle of this run."""
+        return self._bundles > 0
+
     def _write_bundle(self, error: NumericalError) -> str:
         """Where the bundle is, as the end of a sentence; a disk that is full must not hide what happened."""
         if self._bundles >= self.guard.crash_bundles:

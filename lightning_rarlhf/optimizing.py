@@ -38,7 +38,8 @@ class DecayOverRun(LambdaLR):
 def share_of_step(trainer: pl.Trainer, batch_idx: int) -> float:
     """What a batch's loss is multiplied by, so that a step takes the mean over the batches that it has.
 
-    Lightning divides each loss by `accumulate_grad_batches`, also in an epoch's last step, which may have fewer.
+    Lightning divides each loss by `accumulate_grad_batches`, also in an epoch's last step, which may have fewer. Of a
+    loader without a length nobody knows which step is the last; there it stays so.
 
     Args:
         trainer: which optimises by itself.

@@ -40,10 +40,10 @@ class _Changes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if self._followed and any(map(self._is_followed, _tensors((args, kwargs)))):
             name = func.overloadpacket.__name__
-            if name in _SAME_NUMBERS:
+            if name in _SAME_NUMBERS or (name in ("mul", "div") and _is_one(args[1])):
                 for made in _tensors(result):
                     self.follow(made)
-            else:
+            elif any(True for _ in _tensors(result)):  # else it only asked, as for the device
                 self.by = self.by or name
         return result
 
@@ -84,6 +84,10 @@ def require_plain_logits(lm: PreTrainedModel, name: str) -> None:
             f"{name}: {type(lm).__name__} changes its logits after the output layer ({changes.by}); this architecture "
             "is not supported"
         )
+
+
+def _is_one(factor: Any) -> bool:
+    return isinstance(factor, int | float) and factor == 1
 
 
 def _tensors(tree: Any) -> Iterable[Tensor]:

@@ -22,6 +22,9 @@ TRAINING = "training.json"
 _LENGTH = ("max_epochs", "max_steps", "limit_train_batches")
 """trainer settings that runs of one method share; one that is resumed may have others"""
 
+_ABSENT = ("seed", "unknown_labels")
+"""settings that mean the same if they are null and if they are not there, as in records from before they came"""
+
 
 def training_record(module: str, settings: Mapping[str, Any] | None, *, seed: int | None, steps: int) -> dict[str, Any]:
     """What is to be known of a training, as plain numbers and texts.
@@ -67,7 +70,7 @@ def write_training(folder: Path, record: Mapping[str, Any]) -> None:
 
 def _canonical(value: Any, key: str) -> Any:
     if isinstance(value, Mapping):
-        return {name: _canonical(each, name) for name, each in value.items() if not (name == "seed" and each is None)}
+        return {name: _canonical(each, name) for name, each in value.items() if each is not None or name not in _ABSENT}
     if isinstance(value, list | tuple):
         return [_canonical(each, key) for each in value]
     is_path = isinstance(value, str) and (os.sep in value or key in ("pretrained", "path", "reference"))

@@ -160,7 +160,7 @@ def _kl_meaning(run: Run) -> str:
     """What KL is measured from; the same for all versions of the schema where a response may end at once."""
     least = (run.identity.get("sampling") or {}).get("min_new_tokens") or 0
     if least > 0 and run.identity["schema_version"] < 3:
-        return "a reference kept from ending before min_new_tokens (schema_version below 3)"
+        return "a reference that may have been kept from ending before min_new_tokens (schema_version below 3)"
     return "the reference as it is"
 
 

@@ -17,14 +17,17 @@ from lightning_rarlhf.errors import mistake_behind
 from lightning_rarlhf.one_move import or_say_why
 
 CONFIG = "config.yaml"
-_OF_A_START = (CONFIG, "hparams.yaml", "metrics.csv", "events.out.tfevents.*.{process}.*")
+_WRITTEN_AGAIN = (CONFIG, "hparams.yaml", "metrics.csv")
+"""files of one name in every run"""
+_OF_A_START = (*_WRITTEN_AGAIN, "events.out.tfevents.*.{process}.*")
 
 
 @contextmanager
 def taken_back_if_refused(trainer: pl.Trainer) -> Iterator[None]:
     """Around a run: the folders of its loggers are again as they were if it ends in a mistake of the user's.
 
-    A run that has finished a batch keeps everything, and so does one that ends in any other way. Loggers make their
+    A run that has finished a batch keeps everything, and so does one that ends in any other way, or that has left a
+    crash bundle. Loggers make their
     folders before anybody else is asked, so that it cannot be left until then.
 
     Raises:
@@ -44,7 +47,8 @@ def taken_back_if_refused(trainer: pl.Trainer) -> Iterator[None]:
         yield
     except Exception as error:
         refused = isinstance(error, MisconfigurationException) or mistake_behind(error) is not None
-        if refused and not begun.anything:
+        left = begun.anything or getattr(trainer.lightning_module, "wrote_evidence", False)
+        if refused and not left:
             for folder in folders:
                 folder.restore()
         raise
@@ -72,11 +76,16 @@ class _Former:
     """A folder as it was, in what a start changes."""
 
     def __init__(self, folder: Path) -> None:
+        """Look at it.
+
+        Raises:
+            WriteError: it lies where nobody may look.
+        """
         self._folder = folder
-        self._missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        self._there = set(self._of_a_start())
-        config = folder / CONFIG
-        self._config = config.read_bytes() if config.is_file() else None
+        with or_say_why(folder):
+            self._missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            self._there = set(self._of_a_start())
+            self._former = {path: path.read_bytes() for path in self._there if path.name in _WRITTEN_AGAIN}
 
     def make(self) -> None:
         """Make it now, so that a disk or a permission that does not allow it ends the run in one line.
@@ -93,8 +102,8 @@ class _Former:
         """Undo what this process's start has changed."""
         for path in set(self._of_a_start()) - self._there:
             path.unlink(missing_ok=True)
-        if self._config is not None:
-            (self._folder / CONFIG).write_bytes(self._config)
+        for path, content in self._former.items():
+            path.write_bytes(content)
         for folder in self._missing:  # the deepest first; one that holds something else stays, and all above it
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

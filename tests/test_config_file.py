@@ -42,3 +42,14 @@ def test_what_is_right_is_let_through(tmp_path):
     require_settings(path)
     for shipped in (ROOT / "configs").rglob("*.yaml"):
         require_settings(shipped)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{\n\t"trainer": {"max_epochs": 3}\n}\n', '{1: a, "1": b}\n', "? [a, b]\n: c\n", "a: &a\n  b: *a\n"],
+    ids=["JSON indented by tabs", "a number and a text", "a list as a key", "an anchor within itself"],
+)
+def test_what_the_parser_reads_is_let_through(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    require_settings(path)

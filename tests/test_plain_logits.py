@@ -42,6 +42,22 @@ def test_what_changes_its_logits_is_refused_also_before_its_weights_are_there(fa
         empty_policy(PolicyConfig(pretrained=str(tmp_path)))
 
 
+@pytest.mark.parametrize(("family", "scale"), [("cohere", {"logit_scale": 1.0}), ("granite", {"logits_scaling": 1.0})])
+def test_a_scale_of_1_is_none(family: str, scale: dict[str, float]) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    LanguageModel(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES, **scale)), [1])
+
+
+def test_an_output_layer_that_only_asks_for_a_type_is_plain(tmp_path: Path) -> None:
+    """Mamba's does; without contents that is an operation of its own."""
+    from transformers import MambaConfig
+
+    sizes = {"vocab_size": 17, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 1, "intermediate_size": 32}
+    MambaConfig(**sizes, architectures=["MambaForCausalLM"]).save_pretrained(tmp_path)
+    require_plain_logits(empty_policy(PolicyConfig(pretrained=str(tmp_path))).lm, "mamba")
+
+
 @pytest.mark.parametrize("cap", [None, 3.0])
 def test_a_cap_is_the_heads_own_however_large_the_logits(cap: float | None) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -20,6 +20,7 @@ class Refuses(BoringModel):
 
     def __init__(self, error: BaseException, after_batches: int) -> None:
         super().__init__()
+        self.save_hyperparameters({"lr": 2})  # which a logger writes
         self.error, self.after_batches = error, after_batches
 
     def training_step(self, batch, batch_idx):
@@ -66,7 +67,7 @@ def test_what_was_there_before_stays_as_it_was(tmp_path, kind):
     """A version that the user names again, and files of others beside it."""
     there = tmp_path / "lightning_logs" / "version_3"
     there.mkdir(parents=True)
-    for name in (CONFIG, "hparams.yaml", "events.out.tfevents.1.host.1.0", "notes.txt"):
+    for name in (CONFIG, "hparams.yaml", "metrics.csv", "events.out.tfevents.1.host.1.0", "notes.txt"):
         (there / name).write_text(f"the former {name}")
     before = contents(tmp_path)
     fit(tmp_path, kind(tmp_path, name="lightning_logs", version=3), UserError("no"))
@@ -99,6 +100,22 @@ def test_a_run_that_had_begun_and_one_that_broke_keep_their_logs(tmp_path, error
     fit(tmp_path, TensorBoardLogger(tmp_path), error, after_batches)
     names = {path.name.partition(".")[0] for path in (tmp_path / "lightning_logs" / "version_0").iterdir()}
     assert {"config", "events"} <= names
+
+
+def test_the_logs_stay_beside_a_crash_bundle(tmp_path):
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        logger=CSVLogger(tmp_path),
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[WritesConfig()],
+    )
+    module = Refuses(UserError("the score is NaN"), 0)
+    module.wrote_evidence = True
+    with pytest.raises(UserError), taken_back_if_refused(trainer):
+        trainer.fit(module)
+    assert (tmp_path / "lightning_logs" / "version_0" / CONFIG).is_file()
 
 
 def test_a_folder_that_cannot_be_made_is_said_before_the_run(tmp_path):
