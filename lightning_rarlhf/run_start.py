@@ -85,7 +85,8 @@ class _Former:
         with or_say_why(folder):
             self._missing = [path for path in (folder, *folder.parents) if not path.exists()]
             self._there = set(self._of_a_start())
-            self._former = {path: path.read_bytes() for path in self._there if path.name in _WRITTEN_AGAIN}
+            again = (path for path in self._there if path.name in _WRITTEN_AGAIN and path.is_file())
+            self._former = {path: path.read_bytes() for path in again}
 
     def make(self) -> None:
         """Make it now, so that a disk or a permission that does not allow it ends the run in one line.
