@@ -135,6 +135,8 @@ class PromptDataModule(RunDataModule, ABC):
     def read(self) -> dict[str, Dataset]:
         """Raw rows of each source file: `train`, `test` and perhaps `val`; or `all`, to be divided by `test_fraction`.
 
+        Rows of `more` are training rows that lie in a file of their own.
+
         Raises:
             DataError: nothing there, or nothing readable.
         """
@@ -261,6 +263,8 @@ class PromptDataModule(RunDataModule, ABC):
         labels = _column(rows, "label").astype(np.int8)
         ends = np.cumsum([len(part) for part in usable.values()])
         sources = {split: np.arange(end - len(usable[split]), end) for split, end in zip(usable, ends, strict=True)}
+        if "more" in sources:
+            sources["train"] = np.concatenate([sources["train"], sources.pop("more")])
         if "all" in sources:
             sources["train"], sources["test"] = divide(sources["all"], labels, self.test_fraction, self.seed)
         selection = select(

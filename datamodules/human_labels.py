@@ -14,7 +14,7 @@ from datamodules.loader import PromptLoader
 from datamodules.rows import flatten
 from datamodules.run_data import RunDataModule
 from datamodules.selection import stream
-from datamodules.split_sources import read_splits
+from datamodules.split_sources import SplitNames, read_splits, require_one_source
 from lightning_rarlhf.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class HumanLabelsDataModule(RunDataModule, ABC):
     Args:
         tokenizer: hub id or folder of the classifier's tokenizer; on the command line none = the backbone's own
         tokenizer_revision: commit, tag or branch of that tokenizer on the hub; none = its main branch
-        path: file that ends in .csv, .tsv, .json, .jsonl or .parquet, or folder of such files; else name a hub dataset
+        path: file that ends in .csv, .tsv, .json, .jsonl or .parquet, folder of such files, or copy of a hub dataset's
+            folder; else name a hub dataset
         hub_id: dataset on the hub, instead of path
         hub_config: configuration (subset) of a hub dataset that has several
         revision: commit, tag or branch of the dataset on the hub; none = its main branch
@@ -81,7 +82,7 @@ class HumanLabelsDataModule(RunDataModule, ABC):
             raise DataError(f"val_fraction={val_fraction}, test_fraction={test_fraction}: expected between 0 and 1")
         self.tokenizer_name, self.tokenizer_revision = tokenizer, tokenizer_revision
         self.hub_id, self.hub_config, self.revision = hub_id, hub_config, revision
-        self.split_names = {"train": train_split, "val": val_split, "test": test_split}
+        self.split_names = SplitNames(train_split, test_split, val_split, settings="train_split, test_split")
         self.val_fraction, self.test_fraction = float(val_fraction), float(test_fraction)
         self.text_tokens = int(text_tokens)
         self.sizes = {"train": train_size, "test": test_size}
@@ -172,6 +173,7 @@ class HumanLabelsDataModule(RunDataModule, ABC):
         return [list(ids) for ids in encoded["input_ids"]]
 
     def _divide(self) -> dict[str, Dataset]:
+        require_one_source(self.path, self.hub_id)
         raw = read_splits(
             self.path,
             self.hub_id,

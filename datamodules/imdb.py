@@ -9,7 +9,7 @@ from jsonargparse.typing import PositiveInt
 
 from datamodules.base import PromptDataModule
 from datamodules.rows import RowSchema, ValueRule
-from datamodules.sources import read_hub, read_split_files
+from datamodules.split_sources import SplitNames, read_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class IMDBDataModule(PromptDataModule):
     """Reviews of more than 200 characters; wanted = positive. Training uses all, the test set 5,000 drawn by seed.
 
-    Local data: a folder with train.parquet and test.parquet, columns `text` and `label` (1 = positive).
+    Local data: a folder with train.parquet and test.parquet (or .csv, .jsonl, ...), columns `text` and `label` (1 =
+    positive), or a copy of the hub's folder.
 
     Args:
         prompt_tokens: tokens of a review that make the prompt
@@ -34,10 +35,7 @@ class IMDBDataModule(PromptDataModule):
         super().__init__(prompt_tokens=prompt_tokens, test_size=test_size, **kwargs)
 
     def read(self) -> dict[str, Dataset]:
-        if self.path is not None:
-            return read_split_files(self.path, ("train.parquet", "test.parquet"))
-        splits = read_hub(self.hub_id, self.revision)
-        return {split: splits[split] for split in ("train", "test")}
+        return read_splits(self.path, self.hub_id, SplitNames(), source=self.source, revision=self.revision, both=True)
 
     def schema(self, columns: Sequence[str]) -> RowSchema:
         return RowSchema(text="text", rule=ValueRule(column="label", wanted="1", unwanted="0"))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from datamodules.base import PromptDataModule
-from datamodules.labels_beside import with_labels_beside
 from datamodules.rows import RowSchema, ValueRule
-from datamodules.sources import read_hub_file, read_split_files
+from datamodules.sources import read_hub_file
+from datamodules.split_sources import SplitNames, read_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,10 +21,12 @@ _LOGIT = "toxic_bert_logit"
 class JigsawDataModule(PromptDataModule):
     """Comments of more than 64 characters; wanted = non-toxic. Training 70 % non-toxic, test set half and half.
 
-    Local data: a folder with train.csv and test.csv in Kaggle's format (`comment_text`, `toxic`). Kaggle keeps the test
-    labels apart in test_labels.csv; if that is there, rows that it marks -1 (never labelled) are left out. A column
-    `toxic_bert_logit`, if any, becomes the prompts' source score. The published counts are those of Kaggle's files; the
-    hub's copy calls any of the six kinds of toxicity toxic, so it has more toxic rows.
+    Local data: a folder with train.csv and test.csv in Kaggle's format (`comment_text`, `toxic`), or .parquet, .jsonl,
+    ..., or a copy of the hub's folder. Kaggle keeps the test labels apart in test_labels.csv; if that is there, rows
+    that it marks -1 (never labelled) or does not have are left out, and counted. The hub keeps training rows apart as
+    validation; those of a local validation.csv train, too. A column `toxic_bert_logit`, if any, becomes the prompts'
+    source score. The published counts are those of Kaggle's files; the hub's copy calls any of the six kinds of
+    toxicity toxic, so it has more toxic rows.
 
     Args:
         prompt_tokens: tokens of a comment that make the prompt
@@ -55,21 +56,15 @@ class JigsawDataModule(PromptDataModule):
         )
 
     def read(self) -> dict[str, Dataset]:
+        names = SplitNames(val="validation")
         if self.path is None:
-            return self._read_hub()
-        splits = read_split_files(self.path, ("train.csv", "test.csv"))
-        return splits | {
-            "test": with_labels_beside(splits["test"], Path(self.path).expanduser() / "test.csv", ["toxic"])
-        }
-
-    def _read_hub(self) -> dict[str, Dataset]:
-        """The hub's copy divides Kaggle's train.csv in two; together they are the training rows again."""
-        import datasets
-
-        train, validation, test = (
-            read_hub_file(self.hub_id, f"{name}.csv", self.revision) for name in ("train", "validation", "test")
-        )
-        return {"train": datasets.concatenate_datasets([train, validation]), "test": test}
+            splits = {
+                split: read_hub_file(self.hub_id, f"{name}.csv", self.revision) for split, name in names.given.items()
+            }
+        else:
+            splits = read_splits(self.path, None, names, source=self.source, labels=["toxic"], both=True)
+        # the hub's copy divides Kaggle's train.csv in two; together they are the training rows again
+        return {"more" if split == "val" else split: rows for split, rows in splits.items()}
 
     def schema(self, columns: Sequence[str]) -> RowSchema:
         column = "label" if "label" in columns and "toxic" not in columns else "toxic"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from datamodules.base import PromptDataModule
 from datamodules.rows import RowSchema, ThresholdRule
-from datamodules.sources import read_file, read_hub, read_split_files, require_folder
-from lightning_rarlhf.errors import DataError
+from datamodules.split_sources import SplitNames, read_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,8 +22,8 @@ class RealToxicityPromptsDataModule(PromptDataModule):
     """The prompt part of each row; wanted = Perspective toxicity of at most .5. Training 70 % non-toxic, test half.
 
     Rows without a score are left out. Most prompts are shorter than `prompt_tokens`. The published single file is split
-    80/20 by class and seed; a local folder with train.jsonl and test.jsonl keeps its own split. The Perspective score
-    of the prompt travels with it as its source score.
+    80/20 by class and seed; a local folder with train.jsonl and test.jsonl (or .parquet, ...) keeps its own split. The
+    Perspective score of the prompt travels with it as its source score.
 
     Args:
         prompt_tokens: tokens of a prompt at most
@@ -54,18 +52,7 @@ class RealToxicityPromptsDataModule(PromptDataModule):
         )
 
     def read(self) -> dict[str, Dataset]:
-        if self.path is None:
-            return {"all": read_hub(self.hub_id, self.revision)["train"]}
-        if Path(self.path).expanduser().is_file():
-            return {"all": read_file(self.path)}
-        files = sorted(require_folder(self.path, "train.jsonl and test.jsonl").glob("*.jsonl"))
-        if {"train.jsonl", "test.jsonl"} <= {file.name for file in files}:
-            return read_split_files(self.path, ("train.jsonl", "test.jsonl"))
-        if len(files) != 1:
-            raise DataError(
-                f"{self.path}: found {len(files)} .jsonl files; expected train.jsonl and test.jsonl, or a single file"
-            )
-        return {"all": read_file(files[0])}
+        return read_splits(self.path, self.hub_id, SplitNames(), source=self.source, revision=self.revision)
 
     def schema(self, columns: Sequence[str]) -> RowSchema:
         toxicity = "prompt.toxicity"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datamodules.hub_layout import require_all_shards, saved_files
 from lightning_rarlhf.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -61,36 +62,6 @@ def find_file(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_split_files(path: str, names: Sequence[str]) -> dict[str, Dataset]:
-    """Read the files called `names` in folder `path`; each is a split called by its stem.
-
-    Raises:
-        DataError: the folder or a file is missing, or as for `read_file`.
-    """
-    folder = require_folder(path, " and ".join(names))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
-        raise DataError(f"{path}: the folder lacks {' and '.join(missing)}; it holds {found}")
-    return {Path(name).stem: read_file(folder / name) for name in names}
-
-
-def require_folder(path: str, wanted: str) -> Path:
-    """`path` as a folder.
-
-    Raises:
-        DataError: it is missing or no folder; the text says that `wanted` was expected in it.
-    """
-    if not path.strip():
-        raise DataError(f"data.path is empty; expected a folder with {wanted}")
-    folder = Path(path).expanduser()
-    if not folder.exists():
-        raise DataError(f"{path}: no such folder; expected one with {wanted}")
-    if not folder.is_dir():
-        raise DataError(f"{path}: is no folder; expected one with {wanted}")
-    return folder
-
-
 def read_hub(repo_id: str, revision: str | None, name: str | None = None) -> dict[str, Dataset]:
     """Every split of a hub dataset.
 
@@ -102,14 +73,51 @@ def read_hub(repo_id: str, revision: str | None, name: str | None = None) -> dic
     Raises:
         DataError: out of reach, or not loadable without running its code.
     """
-    import datasets
-
     from lightning_rarlhf.hub import require_reachable_dataset
 
     require_reachable_dataset(repo_id, revision)
-    with _one_line_errors(repo_id, "give a local copy with --data.path, or another dataset"):
-        loaded = datasets.load_dataset(repo_id, name, revision=revision)
-    return {str(split): _not_empty(rows, f"{repo_id} ({split})") for split, rows in loaded.items()}
+    return _load(repo_id, name, "give a local copy with --data.path, or another dataset", revision=revision)
+
+
+def read_hub_folder(folder: Path, name: str | None = None) -> dict[str, Dataset]:
+    """Every split of a local copy of a hub dataset, read as the hub's own, or of what ``save_to_disk`` wrote.
+
+    Args:
+        folder: see `datamodules.hub_layout`.
+        name: the configuration (subset) of a dataset that has several.
+
+    Raises:
+        DataError: not loadable.
+    """
+    import datasets
+
+    path, remedy = (
+        str(folder.absolute()),
+        "copy the dataset's folder whole; of several configurations name one (hub_config)",
+    )
+    if glob.has_magic(path):
+        raise DataError(f"{folder}: `datasets` takes *, ? and [ in a folder's path for patterns; rename it")
+    with _one_line_errors(str(folder), remedy):
+        saved = saved_files(folder)
+        if saved is not None:
+            # not load_from_disk: what is computed of such a table would be written into the user's folder
+            loader, config, files, features = "arrow", None, saved, None
+        else:
+            found = datasets.load_dataset_builder(path, name)
+            loader, config, files, features = path, found.config.name, found.config.data_files, found.info.features
+    require_all_shards(files, str(folder))
+    # the files by name: of a folder with a card `datasets` would take the cache of another with equal card and name
+    escaped = {str(split): [glob.escape(str(file)) for file in listed] for split, listed in files.items()}
+    return _load(loader, config, remedy, source=str(folder), data_files=escaped, features=features)
+
+
+def _load(path: str, name: str | None, remedy: str, *, source: str | None = None, **options: Any) -> dict[str, Dataset]:
+    import datasets
+
+    source = source or path
+    with _one_line_errors(source, remedy):
+        loaded = datasets.load_dataset(path, name, **options)
+    return {str(split): _not_empty(rows, f"{source} ({split})") for split, rows in loaded.items()}
 
 
 def read_hub_file(repo_id: str, filename: str, revision: str | None) -> Dataset:
@@ -133,7 +141,7 @@ def read_hub_file(repo_id: str, filename: str, revision: str | None) -> Dataset:
 
 def _require_data_file(path: Path) -> None:
     if not path.exists():
-        raise DataError(f"{path}: no such file; check --data.path")
+        raise DataError(f"{path}: no such file or folder; check --data.path")
     if not is_data_file(path):
         raise DataError(f"{path}: unknown kind of data; expected a file that ends in {', '.join(_LOADERS)}")
     if not path.stat().st_size:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from datamodules.base import PromptDataModule
 from datamodules.labels_beside import require_never_labelled_is_told
 from datamodules.rows import RowSchema, ValueRule, flatten
-from datamodules.split_sources import read_splits
+from datamodules.split_sources import SplitNames, read_splits, require_one_source
 from lightning_rarlhf.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class TextFileDataModule(PromptDataModule):
 
     Args:
         text_column: holds the text; a column inside another is named with a dot, as prompt.text
-        path: file that ends in .csv, .tsv, .json, .jsonl or .parquet, or folder of such files; else name a hub dataset
+        path: file that ends in .csv, .tsv, .json, .jsonl or .parquet, folder of such files, or copy of a hub dataset's
+            folder; else name a hub dataset
         hub_id: dataset on the hub, instead of path
         hub_config: configuration (subset) of a hub dataset that has several
         label_column: tells the class of a row; none = classes are unknown
@@ -73,14 +75,13 @@ class TextFileDataModule(PromptDataModule):
         self.text_column, self.label_column, self.score_column = text_column, label_column, score_column
         self.wanted_label = None if wanted_label is None else str(wanted_label)
         self.unknown_labels = None if unknown_labels is None else tuple(map(str, unknown_labels))
-        self.split_names = {"train": train_split, "val": val_split, "test": test_split}
+        self.split_names = SplitNames(train_split, test_split, val_split, settings="train_split, test_split")
         self.test_fraction = test_fraction
         self.min_characters = min_characters
         self.name = Path(self.source).stem
 
     def read(self) -> dict[str, Dataset]:
-        splits = self._read_splits()
-        self._require_wanted_label(splits)
+        splits = self._read_splits(wanted_expected=True)
         if "all" not in splits or self.test_fraction < 1:
             return splits
         return {"test": splits["all"]}  # a test set alone, so there is nothing that validation could be taken from
@@ -92,12 +93,11 @@ class TextFileDataModule(PromptDataModule):
         return RowSchema(text=self.text_column, rule=rule, score=self.score_column)
 
     def read_predictions(self) -> Dataset:
-        splits = self._read_splits()
+        splits = self._read_splits(wanted_expected=False)
         return splits["test"] if "test" in splits else splits["all"]
 
     def _check_arguments(self) -> None:
-        if (self.path is None) == (self.hub_id is None):
-            raise DataError("TextFileDataModule reads a file or folder (path) or a hub dataset (hub_id): give one")
+        require_one_source(self.path, self.hub_id)
         if (self.label_column is None) != (self.wanted_label is None):
             raise DataError("label_column and wanted_label go together: give both, or neither if classes are unknown")
         quotas = (self.train_quota.wanted_fraction, self.test_quota.wanted_fraction)
@@ -108,7 +108,7 @@ class TextFileDataModule(PromptDataModule):
                 "name it with wanted_label, or set sft_class to all and the fractions to null"
             )
 
-    def _read_splits(self) -> dict[str, Dataset]:
+    def _read_splits(self, *, wanted_expected: bool) -> dict[str, Dataset]:
         """Rows by split; `all` = the only file there is, or the training file of a source without a test file."""
         self._check_arguments()
         splits = read_splits(
@@ -120,15 +120,18 @@ class TextFileDataModule(PromptDataModule):
             config=self.hub_config,
             labels=() if self.label_column is None else (self.label_column,),
         )
-        for split, rows in splits.items() if self.unknown_labels is None else ():
-            no = [value for value, label in self._labels(rows).items() if label == 0]
-            require_never_labelled_is_told(no, str(self.label_column), f"{self.source} ({split})")
+        labels = {split: self._labels(rows) for split, rows in splits.items()}
+        if self.unknown_labels is None:
+            for split, classes in labels.items():
+                no = [value for value, label in classes.items() if label == 0]
+                require_never_labelled_is_told(no, str(self.label_column), f"{self.source} ({split})")
+        if wanted_expected:
+            self._require_wanted_label(ChainMap(*labels.values()))
         return splits
 
-    def _require_wanted_label(self, splits: dict[str, Dataset]) -> None:
-        values = {value: label for rows in splits.values() for value, label in self._labels(rows).items()}
-        if values and 1 not in values.values():
-            found = ", ".join(sorted(values)[:10])
+    def _require_wanted_label(self, classes: Mapping[str, int]) -> None:
+        if classes and 1 not in classes.values():
+            found = ", ".join(sorted(classes)[:10])
             raise DataError(
                 f"{self.source}: no row has {self.label_column} = {self.wanted_label!r} (wanted_label); "
                 f"values found: {found}"

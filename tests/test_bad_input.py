@@ -135,7 +135,7 @@ CALLABLE = ["--model.reward", "CallableReward", "--model.reward.function"]
 SFT = ["--model", "SFTModule", "--data.purpose", "sft", "--trainer.callbacks", "[]"]
 
 CASES = {
-    "missing data": (["--data.path", "{world}/nowhere"], r"nowhere: no such folder; expected one with train.csv"),
+    "missing data": (["--data.path", "{world}/nowhere"], r"nowhere: no such file or folder; check --data.path"),
     "empty file": (["--data.path", "{world}/empty_file"], r"train\.csv: .*empty"),
     "missing column": (["--data.path", "{world}/no_column"], r"no column 'comment_text'; columns found: body, toxic"),
     "no row left": (["--data.path", "{world}/short_texts"], r"no row.* left.*64 characters|64 characters.*no row"),
@@ -390,7 +390,7 @@ CASES = {
     ),
     "an option without its value": (["--model.ppo.epochs"], r"an option that begins with --model has no value"),
     "an empty name": (["--model.policy.pretrained", ""], r"a model's name is empty; give a hub id, or a folder"),
-    "an empty path": (["--data.path", ""], r"data\.path is empty; expected a folder with train\.csv"),
+    "an empty path": (["--data.path", ""], r"data\.path is empty; expected a file or a folder of data"),
     "a folder that cannot be made": (
         ["--trainer.default_root_dir", "{world}/data/train.csv/run"],
         r"train\.csv/run/.*: it could not be written \(Not a directory\)",

@@ -72,17 +72,17 @@ def test_reviews_that_are_all_too_short(tmp_path: Path, tokenizer_folder: str) -
 
 
 def test_hub(tmp_path: Path, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datamodules.sources import read_split_files
+    from datamodules.sources import read_file
 
-    local = folder(tmp_path, train=imdb_rows(8, 8), test=imdb_rows(9, 9))
+    local = Path(folder(tmp_path, train=imdb_rows(8, 8), test=imdb_rows(9, 9)))
     asked: list[tuple[str, str | None]] = []
 
-    def read(repo_id: str, revision: str | None) -> Any:
+    def read(repo_id: str, revision: str | None, name: str | None) -> Any:
         asked.append((repo_id, revision))
-        splits = read_split_files(local, ("train.parquet", "test.parquet"))
+        splits = {split: read_file(local / f"{split}.parquet") for split in ("train", "test")}
         return {**splits, "unsupervised": splits["train"]}
 
-    monkeypatch.setattr("datamodules.imdb.read_hub", read)
+    monkeypatch.setattr("datamodules.split_sources.read_hub", read)
     data = IMDBDataModule(tokenizer=tokenizer_folder, batch_size=4, val_size=2, revision="abc")
     data.setup("test")
     assert asked == [("stanfordnlp/imdb", "abc")]

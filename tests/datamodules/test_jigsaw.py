@@ -136,5 +136,5 @@ def test_missing_text_column(tmp_path: Path, tokenizer_folder: str) -> None:
 
 def test_missing_file(tmp_path: Path, tokenizer_folder: str) -> None:
     write_csv(tmp_path / "train.csv", jigsaw_rows(5, 5))
-    with pytest.raises(DataError, match="the folder lacks test.csv"):
+    with pytest.raises(DataError, match="got 'train', expected 'train' and 'test'"):
         module(str(tmp_path), tokenizer_folder).setup("fit")

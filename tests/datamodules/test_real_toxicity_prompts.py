@@ -89,7 +89,7 @@ def test_fine_tuning_sees_the_prompt_text_only(tmp_path: Path, tokenizer_folder:
 def test_unclear_folder(tmp_path: Path, tokenizer_folder: str) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         write_jsonl(tmp_path / name, toxicity_rows(4, 4))
-    with pytest.raises(DataError, match="found 2 .jsonl files; expected train.jsonl and test.jsonl, or a single file"):
+    with pytest.raises(DataError, match="expected 'train' or 'test', found a.jsonl, b.jsonl"):
         module(tmp_path, tokenizer_folder).setup("fit")
 
 
@@ -97,7 +97,7 @@ def test_hub(tmp_path: Path, tokenizer_folder: str, monkeypatch: pytest.MonkeyPa
     from datamodules.sources import read_file
 
     path = write_jsonl(tmp_path / "prompts.jsonl", toxicity_rows(100, 21))
-    monkeypatch.setattr("datamodules.real_toxicity_prompts.read_hub", lambda *_: {"train": read_file(path)})
+    monkeypatch.setattr("datamodules.split_sources.read_hub", lambda *_: {"train": read_file(path)})
     data = RealToxicityPromptsDataModule(tokenizer=tokenizer_folder, batch_size=4, val_size=0)
     identity = identity_of(data)
     assert identity["classes"]["train"] == {"wanted": 37, "unwanted": 16}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from datamodules import sources
-from datamodules.sources import find_file, read_file, read_hub, read_hub_file, read_split_files
+from datamodules.sources import find_file, read_file, read_hub, read_hub_file
 from lightning_rarlhf.errors import DataError
 from tests.datamodules.data_files import write_csv, write_jsonl, write_parquet
 
@@ -119,25 +119,8 @@ def test_unreadable_files(
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file; check --data.path"):
+    with pytest.raises(DataError, match="no such file or folder; check --data.path"):
         read_file(tmp_path / "nowhere.csv")
-
-
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder; expected one with train.csv and test.csv"):
-        read_split_files(str(tmp_path / "nowhere"), ("train.csv", "test.csv"))
-
-
-def test_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "a.csv", ROWS)
-    with pytest.raises(DataError, match="is no folder; expected one with train.csv"):
-        read_split_files(str(path), ("train.csv",))
-
-
-def test_folder_that_lacks_a_file(tmp_path: Path) -> None:
-    write_csv(tmp_path / "train.csv", ROWS)
-    with pytest.raises(DataError, match=r"the folder lacks test.csv; it holds train.csv"):
-        read_split_files(str(tmp_path), ("train.csv", "test.csv"))
 
 
 def test_two_files_for_one_split(tmp_path: Path) -> None:

@@ -172,6 +172,25 @@ def test_hub_dataset(tmp_path: Path, tokenizer_folder: str, monkeypatch: pytest.
         module(tokenizer_folder, hub_id="own/er", train_split="learn").setup("fit")
 
 
+def test_the_label_column_is_read_once_before_rows_are_made(
+    tmp_path: Path, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the never-labelled mark and for the wanted label alike."""
+    from datasets import Dataset
+
+    path = write_csv(tmp_path / "mine.csv", rows(20))
+    readings, iterate = [], Dataset.iter
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        readings.append(self.column_names)
+        return iterate(self, *args, **options)
+
+    monkeypatch.setattr(Dataset, "iter", counted)
+    data = module(tokenizer_folder, path=str(path), text_column="body", label_column="kind", wanted_label="pos")
+    data.setup("fit")
+    assert readings.count(["kind"]) == 1
+
+
 # bad input
 
 
