@@ -115,15 +115,15 @@ class Clock(Callback):
         self.total = self._sampling = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        generate = pl_module.generate
+        draw = pl_module.draw
 
         def timed(*args: Any, **options: Any) -> Any:
             start = _now(pl_module.device)
-            samples = generate(*args, **options)
+            samples = draw(*args, **options)
             self._sampling += _now(pl_module.device) - start
             return samples
 
-        pl_module.generate = timed
+        pl_module.draw = timed
         self._start = _now(pl_module.device)
 
     def on_train_batch_end(

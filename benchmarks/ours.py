@@ -38,7 +38,8 @@ class TakeTurns(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.risk_level = self._work.risk_level
         timed = self._phases.timed
-        pl_module.generate = timed("sample", pl_module.generate)
+        drawn = "draw" if hasattr(pl_module, "draw") else "generate"  # of an older checkout
+        setattr(pl_module, drawn, timed("sample", getattr(pl_module, drawn)))
         pl_module.score = timed("score", pl_module.score)
         pl_module.update = timed("update", pl_module.update)
         pl_module.actor.statistics = timed("old_logprobs", pl_module.actor.statistics)

@@ -21,6 +21,8 @@ from lightning_rarlhf.cpu_linear import multiply_by_torch
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.fixed_cache import FixedCache, columns_for, static_address
 from lightning_rarlhf.functional.sequences import position_ids
+from lightning_rarlhf.kv_cache import PromptStates
+from lightning_rarlhf.packed_linear import PackedLinear, PackedWeight, can_pack, pack
 from lightning_rarlhf.plain_text import first_line
 from lightning_rarlhf.policy import LanguageModel
 
@@ -79,7 +81,7 @@ class CompiledDecoder:
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         rows, width = input_ids.shape
         self._room = self._compiled.room(rows, width + self._max_new_tokens)
-        self._count = rows
+        self._count, self._width = rows, width
         with _ordinary_tensors():
             self._compiled.refresh()
             first = self._kept(*self._room.read(input_ids, attention_mask))
@@ -107,6 +109,10 @@ class CompiledDecoder:
         """
         return None if self._hidden is None else torch.stack(self._hidden[:columns], dim=1)
 
+    def prompts(self) -> PromptStates | None:
+        """The prompts' keys and values, until another batch of this size begins."""
+        return self._room.prompts(self._count, self._width)
+
     def _kept(self, hidden: Tensor, logits: Tensor) -> Tensor:
         if self._hidden is not None:
             self._hidden.append(hidden.clone())  # the next replay of a CUDA graph overwrites it
@@ -116,9 +122,9 @@ class CompiledDecoder:
 class _Compiled:
     """One network's steps: a twin of its modules, and a room for each size of batch.
 
-    The twin shares the network's weights. Under autocast its linear layers have bfloat16 copies of their own, which are
-    written anew for each batch: cast inside the step, the weights would be read in float32 at every token. The copies
-    take half of those weights' memory, for as long as the run goes on.
+    The twin shares the network's weights. Under autocast its linear layers have bfloat16 copies of their own, on a CPU
+    in oneDNN's order, which are written anew for each batch: cast inside the step, the weights would be read in float32
+    at every token. The copies take half of those weights' memory, for as long as the run goes on.
     """
 
     def __init__(self, model: LanguageModel) -> None:
@@ -129,6 +135,7 @@ class _Compiled:
         with _ordinary_tensors():
             self._twin = _twin(model)
             _check(self._twin)
+            self._packed = _pack_linear_weights(self._twin, *self._setting)
             self._copied = _cast_linear_weights(self._twin, self._setting[1])
         self._rooms: list[_Room] = []
 
@@ -143,6 +150,8 @@ class _Compiled:
         if self._copied:
             copies, weights = zip(*self._copied, strict=True)
             torch._foreach_copy_(copies, weights)
+        for packed in self._packed:
+            packed.refresh()
 
     def room(self, rows: int, columns: int) -> _Room:
         """The smallest room that a batch fits in; a new one where it would leave half of the rows or columns empty.
@@ -219,6 +228,10 @@ class _Room:
             result = self._step()
         self._stepped = True
         return result
+
+    def prompts(self, rows: int, columns: int) -> PromptStates:
+        """What the prompts left in the cache: the first `columns` tokens of the first `rows` rows."""
+        return self._cache.prompts(rows, columns)
 
     def end_all(self) -> None:
         """No row is read any longer, but those that the next steps name."""
@@ -337,6 +350,21 @@ def _twin(model: LanguageModel) -> LanguageModel:
     return twin
 
 
+def _pack_linear_weights(twin: LanguageModel, device: torch.device, dtype: torch.dtype | None) -> list[PackedWeight]:
+    """Pack the weights of a twin's linear layers, where autocast is to bfloat16 on a CPU that can; none elsewhere."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or not can_pack():
+        return []
+    from transformers.pytorch_utils import Conv1D
+
+    modules = [
+        module
+        for name, module in twin.lm.named_modules()
+        # a subclass may multiply otherwise, and peft looks at its small layers' weights
+        if type(module) in (nn.Linear, Conv1D) and ".lora_" not in name and module.weight.dtype == torch.float32
+    ]
+    return [pack(module) for module in modules]
+
+
 def _cast_linear_weights(twin: LanguageModel, dtype: torch.dtype | None) -> list[tuple[Tensor, Tensor]]:
     """Give a twin's linear layers weights of autocast's type, None = leave them; each with the one it is a copy of."""
     copied: list[tuple[Tensor, Tensor]] = []
@@ -352,7 +380,7 @@ def _cast_weights(model: LanguageModel) -> Iterator[tuple[nn.Module, str, nn.Par
     from transformers.pytorch_utils import Conv1D
 
     for module in model.lm.modules():
-        if isinstance(module, nn.Linear | Conv1D):
+        if isinstance(module, nn.Linear | Conv1D | PackedLinear):
             for name, weight in module.named_parameters(recurse=False):
                 if weight.dtype == torch.float32:
                     yield module, name, weight

@@ -20,7 +20,6 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluation import report
 from lightning_rarlhf.generations import Completions, GenerationWriter, read_rows, rows_by_prompt
 from lightning_rarlhf.guarded_module import GuardedModule
-from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.perplexity import ResponsePerplexity, text_perplexities
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel, Reference
 from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, texts_identity
@@ -87,19 +86,16 @@ class EvaluatedModule(GuardedModule):
 
     def generate(self, batch: PromptBatch, seed: SamplingSeed) -> Samples:
         """Draw one response a prompt from the current policy."""
-        # a reference on the actor's own trunk makes a full pass: old log-probabilities by the same pass differ by 0
-        exact = self.actor.samples_exactly and not isinstance(self.reference, WithoutAdapter)
-        decoder = self.decoder_of(self.actor, keep_hidden=exact)
-        ends = self.actor.eos_token_ids
-        samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, ends, keep_logprobs=exact)
-        frozen_states = self.actor.frozen_states(samples.sequences, samples.attention_mask)
-        hidden = decoder.hidden(samples.response_mask.shape[1])
-        return replace(samples, hidden=hidden, frozen_states=frozen_states)
+        decoder = self.decoder_of(self.actor)
+        samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, self.actor.eos_token_ids)
+        return replace(samples, frozen_states=self.actor.frozen_states(samples.sequences, samples.attention_mask))
 
-    def decoder_of(self, model: LanguageModel, *, keep_hidden: bool = False) -> CachedDecoder | CompiledDecoder:
+    def decoder_of(
+        self, model: LanguageModel, *, keep_hidden: bool = False, keep_prompts: bool = False
+    ) -> CachedDecoder | CompiledDecoder:
         """What draws one batch from a network of this run; compiled where the policy's settings say so."""
         if self._compiled is None:
-            return CachedDecoder(model, keep_hidden=keep_hidden)
+            return CachedDecoder(model, keep_hidden=keep_hidden, keep_prompts=keep_prompts)
         return self._compiled.decoder(model, self.sampling.max_new_tokens, keep_hidden=keep_hidden)
 
     def score(self, samples: Samples) -> Tensor:
@@ -207,7 +203,7 @@ class EvaluatedModule(GuardedModule):
     def _complete(self, batch: PromptBatch, draw: int) -> Completions:
         samples = self.generate(batch, replace(self.evaluation_seed, draw=draw))
         kl = self._kl(samples)
-        samples = replace(samples, hidden=None, frozen_states=None)  # large, and of no further use
+        samples = replace(samples, frozen_states=None)  # large, and of no further use
         return Completions(samples=samples, scores=self.score(samples), kl=kl, judges=self.judge(samples))
 
     def perplexities(self, texts: Sequence[str]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.kv_cache import PromptStates
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig
@@ -53,6 +54,10 @@ class FixedCache:
         for layer in self._layers:
             layer.prompts = True
             layer.reset()  # a column that a broken iteration left may hold NaN, which no mask hides
+
+    def prompts(self, rows: int, columns: int) -> PromptStates:
+        """Keys and values of the first `columns` tokens of the first `rows` rows, until the next prompts are read."""
+        return [(layer.keys[:rows, :, :columns], layer.values[:rows, :, :columns]) for layer in self._layers]
 
     def read_steps(self, column: int) -> None:
         """The next forward passes are over one token a row, written from this column on."""

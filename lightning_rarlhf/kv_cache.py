@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedConfig
+    from transformers import Cache, DynamicCache, PreTrainedConfig
     from transformers.cache_utils import DynamicLayer
+
+PromptStates = list[tuple[Tensor, Tensor]]
+"""keys and values of each layer, [B, heads, P, D]"""
 
 _ROOM = 64  # columns added at a time: what is held is copied once in so many tokens
 
@@ -30,6 +33,13 @@ def roomy_cache(config: PreTrainedConfig) -> DynamicCache:
 def room_for(columns: int) -> int:
     """Columns that a layer takes when it needs `columns`."""
     return -(-columns // _ROOM) * _ROOM
+
+
+def prompt_states(held: Cache, columns: int) -> PromptStates | None:
+    """What a cache holds after prompts of P = `columns` tokens; None where that is not all of their keys and values."""
+    states = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in held.layers]
+    whole = all(isinstance(part, Tensor) and part.shape[-2] == columns for pair in states for part in pair)
+    return states if states and whole else None  # type: ignore[return-value]
 
 
 @cache

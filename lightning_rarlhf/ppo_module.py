@@ -5,6 +5,7 @@ At risk level 1, which is where it stays without the `RiskSchedule` callback, th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,18 +15,20 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_rarlhf.batch_parts import joined, parts_of
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
-from lightning_rarlhf.data_types import PPOBatch, PPOStats, PromptBatch, Rollout, TailReport
+from lightning_rarlhf.data_types import PPOBatch, PPOStats, PromptBatch, Rollout, Samples, TailReport
 from lightning_rarlhf.distributed import gather_rollout
 from lightning_rarlhf.functional.masked import masked_mean
 from lightning_rarlhf.guarded_module import guarded
 from lightning_rarlhf.guards import require_finite
 from lightning_rarlhf.kl_control import KLController, build_kl_controller, observed_kl, require_horizon
 from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.manual_updater import ManualUpdater
 from lightning_rarlhf.ppo_update import run_ppo_epochs
+from lightning_rarlhf.reading_on import read_on, reads_on
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import evaluate_samples, prepare_ppo_batch
-from lightning_rarlhf.sampling import SamplingSeed
+from lightning_rarlhf.sampling import SamplingSeed, sample
 from lightning_rarlhf.sharding import unsharded
 from lightning_rarlhf.stopwatch import Stopwatch
 
@@ -120,8 +123,8 @@ class RiskAversePPOModule(LanguageModule):
         """Sample and score this process's prompts; the episodes of all processes."""
         assert self.reference is not None
         parts = parts_of(batch, self.ppo.micro_rollout_batch_size)
-        sample = partial(self.generate, seed=SamplingSeed(base=self.run_seed, iteration=self.iteration))
-        with unsharded(self.actor), self.in_parts(parts, sample) as ahead:
+        draw = partial(self.draw, seed=SamplingSeed(base=self.run_seed, iteration=self.iteration))
+        with unsharded(self.actor), self.in_parts(parts, draw) as ahead:
             with self.agreeing(), clock("rollout"):
                 samples = joined(batch, ahead.samples(), self.tokenizer.pad_token_id)
             with self.agreeing(), clock("score"):
@@ -131,6 +134,20 @@ class RiskAversePPOModule(LanguageModule):
         rollout = gather_rollout(own, self.tokenizer.pad_token_id)
         self.rollout = rollout.without_frozen_states()
         return rollout
+
+    def draw(self, batch: PromptBatch, seed: SamplingSeed) -> Samples:
+        """Draw one response a prompt, and keep what old log-probabilities come of at less than a full forward pass."""
+        # a reference on the actor's own trunk makes a full pass: old log-probabilities by the same pass differ by 0
+        apart = not isinstance(self.reference, WithoutAdapter)
+        exact = apart and self.actor.samples_exactly
+        over_prompts = apart and not exact and reads_on(self.actor)
+        decoder = self.decoder_of(self.actor, keep_hidden=exact, keep_prompts=over_prompts)
+        ends = self.actor.eos_token_ids
+        samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, ends, keep_logprobs=exact)
+        sequences, mask, width = samples.sequences, samples.attention_mask, samples.response_mask.shape[1]
+        prompts = decoder.prompts() if over_prompts else None
+        hidden = decoder.hidden(width) if prompts is None else read_on(self.actor, prompts, sequences, mask, width)
+        return replace(samples, hidden=hidden, frozen_states=self.actor.frozen_states(sequences, mask))
 
     @property
     def iteration(self) -> int:

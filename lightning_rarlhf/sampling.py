@@ -22,7 +22,7 @@ from lightning_rarlhf.errors import ModelError, NumericalError, first_few
 from lightning_rarlhf.functional.logprobs import eos_ban, warp
 from lightning_rarlhf.functional.next_token import NextToken
 from lightning_rarlhf.functional.sequences import position_ids
-from lightning_rarlhf.kv_cache import roomy_cache
+from lightning_rarlhf.kv_cache import PromptStates, prompt_states, roomy_cache
 from lightning_rarlhf.policy import LanguageModel
 
 if TYPE_CHECKING:
@@ -70,8 +70,16 @@ class Decoder(Protocol):
 class CachedTrunk:
     """A language model's trunk with its key-value cache: reads prompts, then a token a row at a time."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, *, keep_prompts: bool = False) -> None:
+        """Begin with an empty cache.
+
+        Args:
+            model: whose trunk it is.
+            keep_prompts: keep what the prompts left, also when their rows are read no longer.
+        """
+        self.prompts: PromptStates | None = None
         self._model = model
+        self._keep_prompts = keep_prompts
         self._cache: DynamicCache | None = None
         self._padded = True
 
@@ -83,7 +91,10 @@ class CachedTrunk:
         self._cache = roomy_cache(self._model.lm.config)
         self._padded = not bool(attention_mask.all())
         with self._model.reading(read):
-            return self._forward(input_ids, attention_mask, position_ids(attention_mask))
+            hidden = self._forward(input_ids, attention_mask, position_ids(attention_mask))
+        if self._keep_prompts:
+            self.prompts = prompt_states(self._cache, input_ids.shape[1])
+        return hidden
 
     def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """Read one more token a row, [B]; the mask [B, P + t] now covers it. Return its hidden state, [B, H]."""
@@ -111,15 +122,16 @@ class CachedTrunk:
 class CachedDecoder:
     """A language model with its key-value cache."""
 
-    def __init__(self, model: LanguageModel, *, keep_hidden: bool = False) -> None:
+    def __init__(self, model: LanguageModel, *, keep_hidden: bool = False, keep_prompts: bool = False) -> None:
         """Begin with an empty cache.
 
         Args:
             model: whose logits are asked for.
             keep_hidden: remember the hidden state behind each step's logits.
+            keep_prompts: keep the prompts' keys and values.
         """
         self._model = model
-        self._trunk = CachedTrunk(model)
+        self._trunk = CachedTrunk(model, keep_prompts=keep_prompts)
         self._hidden: list[Tensor] | None = [] if keep_hidden else None
         self._rows: Tensor | None = None
 
@@ -139,6 +151,10 @@ class CachedDecoder:
         0 for rows that were no longer read.
         """
         return None if self._hidden is None else torch.stack(self._hidden[:columns], dim=1)
+
+    def prompts(self) -> PromptStates | None:
+        """The prompts' keys and values; None if they are not kept, or the model keeps something else."""
+        return self._trunk.prompts
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self._hidden is not None:

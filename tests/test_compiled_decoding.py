@@ -20,6 +20,7 @@ from lightning_rarlhf import compiled_decoding
 from lightning_rarlhf.compiled_decoding import CompiledDecoding, require_compiler
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig, PPOConfig, QuarkConfig, SamplingConfig
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.packed_linear import can_pack
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
@@ -123,7 +124,8 @@ class TestAsItIs:
         drawn(actor, tokenizer, decoding, prompts=[[3]])
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_in_bf16_mixed_the_weights_are_cast_once_a_batch_at_one_address(self, policy_folders, family):
+    def test_in_bf16_mixed_the_weights_are_cast_once_a_batch_at_one_address(self, policy_folders, family, monkeypatch):
+        monkeypatch.setattr(compiled_decoding, "can_pack", lambda: False)
         actor, tokenizer = actor_of(policy_folders[family])
         decoding = CompiledDecoding()
         addresses = set()
@@ -143,6 +145,32 @@ class TestAsItIs:
         drawn(actor, tokenizer, decoding)  # back in float32: made anew
         (compiled,) = decoding._of.values()
         assert not compiled._copied
+
+    @pytest.mark.skipif(not can_pack(), reason="this machine has no bfloat16 products of oneDNN's")
+    @pytest.mark.parametrize("settings", [{}, {"lora": LoRAConfig(r=4)}], ids=["full", "lora"])
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_in_bf16_mixed_on_a_cpu_the_weights_are_packed_once_a_batch(
+        self, policy_folders, family, settings, monkeypatch
+    ):
+        actor, tokenizer = actor_of(policy_folders[family], **settings)
+        mine, theirs = CompiledDecoding(), CompiledDecoding()
+        for iteration in range(2):
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                decoder = mine.decoder(actor, TOKENS, keep_hidden=True)
+                samples, hidden = by(decoder, actor, tokenizer, PROMPTS, iteration)
+                with monkeypatch.context() as patch:
+                    patch.setattr(compiled_decoding, "can_pack", lambda: False)
+                    decoder = theirs.decoder(actor, TOKENS, keep_hidden=True)
+                plain, hidden_plain = by(decoder, actor, tokenizer, PROMPTS, iteration)
+            assert torch.equal(samples.sequences, plain.sequences)
+            assert torch.equal(hidden, hidden_plain)
+            move(actor)
+        (packed,), (unpacked,) = mine._of.values(), theirs._of.values()
+        small = {id(weight) for name, weight in actor.named_parameters() if ".lora_" in name}
+        layers = {id(weight) for _, weight in unpacked._copied if weight.dim() == 2}
+        assert len(packed._packed) == len(layers - small) > 0
+        assert {id(weight) for _, weight in packed._copied if weight.dim() == 2} == small
+        assert not unpacked._packed
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("settings", [{"lora": LoRAConfig(r=4)}, {"frozen_layers": 1}], ids=str)

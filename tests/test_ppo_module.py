@@ -449,8 +449,8 @@ def goodness_and_a_signal(prompts, responses):
 def test_methods_that_were_replaced_are_called_once_a_part(policy_folder, tmp_path):
     """As benchmarks and callbacks do, to watch or to time them."""
     module, order = module_of(policy_folder, ppo=PPOConfig(micro_rollout_batch_size=3)), []
-    generate, score = module.generate, module.score
-    module.generate = lambda *args, **kwargs: order.append("sample") or generate(*args, **kwargs)
+    draw, score = module.draw, module.score
+    module.draw = lambda *args, **kwargs: order.append("sample") or draw(*args, **kwargs)
     module.score = lambda samples: order.append("score") or score(samples)
     fit(module, tmp_path, batches=1, limit_val_batches=0)
     assert sorted(order) == ["sample"] * 3 + ["score"] * 3

@@ -1,0 +1,116 @@
+"""Responses read in one pass over what sampling has left of their prompts.
+
+In bfloat16 the sampling loop's numbers are not those of a full pass, so that the old log-probabilities want a pass of
+their own. The prompts need not be in it: sampling has read them in just such a pass, and keeps their keys and values.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lightning_rarlhf.blocks import same_states
+from lightning_rarlhf.functional.sequences import position_ids
+from lightning_rarlhf.kv_cache import PromptStates, prompt_states
+from lightning_rarlhf.policy import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+
+@torch.no_grad()
+def read_on(
+    model: LanguageModel, prompts: PromptStates, sequences: Tensor, attention_mask: Tensor, response_length: int
+) -> Tensor:
+    """Hidden states that predict the last `response_length` = T tokens, [B, T, H], as `before_responses` gives them.
+
+    Args:
+        model: which the prompts were read by, with the weights that it had then.
+        prompts: of these sequences.
+        sequences: i64 [B, S], left-padded prompts, responses in the last T columns.
+        attention_mask: bool [B, S].
+        response_length: T.
+    """
+    start = sequences.shape[1] - response_length - 1
+    output = model.lm.base_model(
+        input_ids=sequences[:, start:],
+        attention_mask=attention_mask.long(),
+        position_ids=position_ids(attention_mask)[:, start:],
+        past_key_values=_over(prompts, start),
+        use_cache=True,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden[:, :-1]
+
+
+def reads_on(model: LanguageModel) -> bool:
+    """Whether that is how a network is to be read, and its architecture gives the same states so.
+
+    On a CPU they are the same to the bit, so that KL starts at 0, and ratios at 1. An accelerator's attention is
+    another kernel where there are more keys than queries, and rounds otherwise. States that leave frozen layers are
+    known anyway.
+    """
+    if model.device.type != "cpu" or model.frozen is not None:
+        return False
+    if model not in _same:
+        _same[model] = _gives_the_same(model)
+    return _same[model]
+
+
+_same: WeakKeyDictionary[LanguageModel, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _gives_the_same(model: LanguageModel) -> bool:
+    """Tried on two rows of five tokens, one of them padded."""
+    ids = torch.arange(10, device=model.device).view(2, 5) % 3
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, 0] = False
+    with torch.autocast(model.device.type, enabled=False):
+        whole = model.before_responses(ids, mask, 2)
+        try:
+            output = model.lm.base_model(
+                input_ids=ids[:, :3],
+                attention_mask=mask[:, :3].long(),
+                position_ids=position_ids(mask[:, :3]),
+                use_cache=True,
+            )
+            prompts = prompt_states(output.past_key_values, 3)
+            read = None if prompts is None else read_on(model, prompts, ids, mask, 2)
+        # architectures that keep something else of what they have read
+        except (TypeError, RuntimeError, AttributeError, IndexError, ValueError):
+            return False
+    return read is not None and same_states(whole, read)
+
+
+def _over(prompts: PromptStates, columns: int) -> Cache:
+    """The prompts' first columns as a cache to read one more piece of text over; it remembers nothing of that piece."""
+    from transformers import Cache
+
+    layer = _layer()
+    return Cache(layers=[layer(keys[..., :columns, :], values[..., :columns, :]) for keys, values in prompts])
+
+
+@cache
+def _layer() -> type[Any]:
+    from transformers.cache_utils import DynamicLayer
+
+    class OverPrompts(DynamicLayer):
+        """One layer's keys and values of the prompts."""
+
+        def __init__(self, keys: Tensor, values: Tensor) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.keys, self.values = keys, values
+            self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            """Those of the prompts and of what is read now."""
+            assert self.keys is not None
+            assert self.values is not None
+            return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+    return OverPrompts
