@@ -15,7 +15,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from datamodules.collate import collate_prompts, collate_texts
 from datamodules.loader import PromptLoader
-from datamodules.rows import RowSchema, flatten, keep_usable, to_rows
+from datamodules.rows import RowSchema, flatten, keep_usable, tell_left_out, to_rows
 from datamodules.run_data import RunDataModule
 from datamodules.selection import CLASS_NAMES, Labels, Quota, Rows, Selection, divide, select
 from datamodules.tokenization import tokenize_prompts, tokenize_texts
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Purpose = Literal["prompts", "sft"]
 SFTClass = Literal["wanted", "unwanted", "all"]
 
+_NO_TOKENS = "that make no token, or (with sft_codes) are of no known class"
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
@@ -224,6 +225,7 @@ class PromptDataModule(RunDataModule, ABC):
             tokens = tokenize_prompts(rows, tokenizer, tokens=self.prompt_tokens, first_index=first_index, split=split)
         if not len(tokens):
             raise DataError(f"{self.source}: the tokenizer {self.tokenizer_name} makes no token of any {split} text")
+        tell_left_out(len(rows), {_NO_TOKENS: len(rows) - len(tokens)}, f"{self.source} ({split})")
         return tokens
 
     def _rows_of(self, split: str) -> tuple[Dataset, int | None]:

@@ -10,7 +10,7 @@ import torch
 
 from datamodules.human_labels import HumanLabelsDataModule, Rows, batches
 from datamodules.labels_beside import require_never_labelled_is_told
-from datamodules.rows import ThresholdRule, ValueRule
+from datamodules.rows import ThresholdRule, ValueRule, tell_left_out
 from lightning_rarlhf.data_types import LabelledBatch
 from lightning_rarlhf.errors import DataError
 
@@ -74,26 +74,23 @@ class LabelledTextDataModule(HumanLabelsDataModule):
     def usable(self, rows: Dataset, split: str) -> Rows:
         """Rows whose text is not blank and that have at least one known label."""
         self._require_never_labelled_is_told(rows, split)
-        kept = [
-            start + number
-            for start, part in batches(rows, self.columns)
-            for number, text in enumerate(part[self.text_column])
-            if isinstance(text, str)
-            and text.strip()
-            and any(not math.isnan(self._label(name, part[name][number])) for name in self.label_columns)
-        ]
-        if not kept and not any(
-            isinstance(text, str) and text.strip()
-            for _, part in batches(rows, [self.text_column])
-            for text in part[self.text_column]
-        ):
-            raise DataError(f"{self.source} ({split}): no text in column {self.text_column!r}; set data.text_column")
+        kept, texts, where = [], 0, f"{self.source} ({split})"
+        for start, part in batches(rows, self.columns):
+            for number, text in enumerate(part[self.text_column]):
+                if isinstance(text, str) and text.strip():
+                    texts += 1
+                    if any(not math.isnan(self._label(name, part[name][number])) for name in self.label_columns):
+                        kept.append(start + number)
+        if not texts:
+            raise DataError(f"{where}: no text in column {self.text_column!r}; set data.text_column")
         if not kept:
             values = {str(value) for name in self.label_columns for value in rows[:1000][name]}
             raise DataError(
-                f"{self.source} ({split}): no text with a known label in {', '.join(self.label_columns)}; values "
+                f"{where}: no text with a known label in {', '.join(self.label_columns)}; values "
                 f"found: {', '.join(sorted(values)[:10])}; set data.positive_label or data.threshold"
             )
+        left_out = {"without a text": len(rows) - texts, "without a known label": texts - len(kept)}
+        tell_left_out(len(rows), left_out, where)
         return np.array(kept, dtype=np.int64)
 
     def check(self, rows: Dataset, split: str) -> None:

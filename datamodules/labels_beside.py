@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.rows import Columns, fingerprint, flatten, number, said
 from datamodules.sources import find_file, read_file
 from lightning_rarlhf.errors import DataError
+from lightning_rarlhf.plain_text import visible
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,7 +27,7 @@ def with_labels_beside(rows: Dataset, file: Path, columns: Sequence[str]) -> Dat
     """Add those of `columns` that `rows` lacks, by `id`, from the file ``<stem>_labels`` if there is one.
 
     The two may be of different kinds: an id is compared by how it is written, 7 = "7". A text whose id the other
-    file does not have gets missing values.
+    file does not have gets missing values; how many these are is said.
 
     Args:
         rows: of `file`.
@@ -39,7 +42,7 @@ def with_labels_beside(rows: Dataset, file: Path, columns: Sequence[str]) -> Dat
     labels_file = find_file(file.parent, f"{file.stem}{SUFFIX}") if missing else None
     if labels_file is None:
         return rows
-    return _joined(rows, flatten(read_file(labels_file)), missing, f"{labels_file}: cannot be joined with {file.name}")
+    return _joined(rows, flatten(read_file(labels_file)), missing, labels_file, file.name)
 
 
 def require_never_labelled_is_told(no: Collection[str], column: str, source: str) -> None:
@@ -63,19 +66,25 @@ def require_never_labelled_is_told(no: Collection[str], column: str, source: str
         )
 
 
-def _joined(rows: Dataset, labels: Dataset, columns: list[str], complaint: str) -> Dataset:
+def _joined(rows: Dataset, labels: Dataset, columns: list[str], labels_file: Path, of: str) -> Dataset:
     from datasets import Features
 
+    complaint = f"{labels_file}: cannot be joined with {of}"
     for table, name in ((rows, _KEY), (labels, _KEY), *((labels, name) for name in columns)):
         if name not in table.column_names:
             raise DataError(f"{complaint}, no column {name!r}; both need {_KEY}, and the labels {', '.join(columns)}")
     found: Columns = labels.select_columns(columns)[:]  # at once: a column is read in batches, ten times as slow
     keys: list[Any] = labels.select_columns([_KEY])[:][_KEY]
     numbers = _numbers(keys, found, complaint)
-    if not any(_written(key) in numbers for key in rows[_KEY]):
+    known = sum(_place(key, numbers) is not None for key in rows[_KEY])
+    if not known:
         raise DataError(
             f"{complaint}, none of its ids ({keys[0]!r}, ...) is one of the texts' ({rows[_KEY][0]!r}, ...); "
             "expected the labels of these texts"
+        )
+    if known < len(rows):
+        rank_zero_info(
+            visible(f"{labels_file}: has the labels of {known:,} of the {len(rows):,} texts; the others have none")
         )
     return rows.map(
         _add_labels,
@@ -107,6 +116,11 @@ def _written(key: Any) -> str:
     return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
 
 
+def _place(key: Any, numbers: Mapping[str, int]) -> int | None:
+    """Row number of an id; None = it is not there, or there is no id."""
+    return None if key is None else numbers.get(_written(key))
+
+
 def _add_labels(batch: Columns, *, numbers: dict[str, int], found: Columns) -> Columns:
-    places = [numbers.get(_written(key)) for key in batch[_KEY]]
+    places = [_place(key, numbers) for key in batch[_KEY]]
     return {name: [None if place is None else values[place] for place in places] for name, values in found.items()}

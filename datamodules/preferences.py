@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.human_labels import HumanLabelsDataModule, Rows, batches
+from datamodules.rows import tell_left_out
 from lightning_rarlhf.classifier import PREFERENCE
 from lightning_rarlhf.data_types import PreferenceBatch
 from lightning_rarlhf.errors import DataError
@@ -54,7 +54,7 @@ class PreferenceDataModule(HumanLabelsDataModule):
     def usable(self, rows: Dataset, split: str) -> Rows:
         """Rows with two texts that differ in the tokens that are left of them; others say nothing."""
         kept: list[int] = []
-        alike = 0
+        different = 0
         for start, part in batches(rows, self.columns):
             differ = [
                 n for n, (a, b) in enumerate(self._pairs(part)) if isinstance(a, str) and isinstance(b, str) and a != b
@@ -62,20 +62,23 @@ class PreferenceDataModule(HumanLabelsDataModule):
             chosen, rejected = (self.cut(side) for side in self._texts(part, differ)) if differ else ([], [])
             told_apart = [start + n for n, a, b in zip(differ, chosen, rejected, strict=True) if a != b]
             kept += told_apart
-            alike += len(differ) - len(told_apart)
+            different += len(differ)
         where = f"{self.source} ({split})"
-        if not kept and alike:
+        if not kept and different:
             raise DataError(
-                f"{where}: the two texts of all {alike} pairs are equal in their last {self.text_tokens} tokens; raise "
-                "data.text_tokens, or give a tokenizer that tells them apart"
+                f"{where}: the two texts of all {different} pairs are equal in their last {self.text_tokens} tokens; "
+                "raise data.text_tokens, or give a tokenizer that tells them apart"
             )
         if not kept:
             raise DataError(
                 f"{where}: no pair of two different texts in {' and '.join(self.pair)}; "
                 "set data.chosen_column and data.rejected_column"
             )
-        if alike:
-            rank_zero_info(f"{where}: {alike} pairs left out, equal in their last {self.text_tokens} tokens")
+        left_out = {
+            "without two different texts": len(rows) - different,
+            f"equal in their last {self.text_tokens} tokens": different - len(kept),
+        }
+        tell_left_out(len(rows), left_out, where)
         return np.array(kept, dtype=np.int64)
 
     def check(self, rows: Dataset, split: str) -> None:

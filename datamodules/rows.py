@@ -7,11 +7,14 @@ objects, which changes between processes for tokenizers, and does not change wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from lightning_rarlhf.errors import DataError
+from lightning_rarlhf.plain_text import visible
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,16 +132,31 @@ def to_rows(flat: Dataset, schema: RowSchema, source: str) -> Dataset:
 
 
 def keep_usable(rows: Dataset, *, min_characters: int, label_required: bool, source: str) -> Dataset:
-    """Leave out blank texts, texts of no more than `min_characters` characters and, if asked, unknown classes.
+    """Leave out blank texts, texts of no more than `min_characters` characters and, if asked, unknown classes; say so.
 
     Raises:
         DataError: a filter leaves no row; its text names the filter.
     """
     what = f"text of more than {min_characters} characters" if min_characters else "text that is not blank"
-    kept = _filter(rows, _has_text, "text", {"min_characters": min_characters}, what, source)
-    if label_required:
-        kept = _filter(kept, _has_label, "label", {}, "known class", source)
+    texts = _filter(rows, _has_text, "text", {"min_characters": min_characters}, what, source)
+    kept = _filter(texts, _has_label, "label", {}, "known class", source) if label_required else texts
+    reasons = {f"without a {what}": len(rows) - len(texts), "without a known class": len(texts) - len(kept)}
+    tell_left_out(len(rows), reasons, source)
     return kept
+
+
+def tell_left_out(total: int, reasons: Mapping[str, int], source: str) -> None:
+    """Say how many rows are left out, and why; nothing where none is.
+
+    Args:
+        total: rows that there were.
+        reasons: how many of them are left out, by what they lack.
+        source: names the data.
+    """
+    counts = {reason: count for reason, count in reasons.items() if count}
+    if counts:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        rank_zero_info(visible(f"{source}: left out of {total:,} rows: {why}"))
 
 
 def _filter(

@@ -79,9 +79,11 @@ class TextFileDataModule(PromptDataModule):
         self.test_fraction = test_fraction
         self.min_characters = min_characters
         self.name = Path(self.source).stem
+        self._read: tuple[dict[str, Dataset], Mapping[str, int]] | None = None
 
     def read(self) -> dict[str, Dataset]:
-        splits = self._read_splits(wanted_expected=True)
+        splits, classes = self._read_splits()
+        self._require_wanted_label(classes)
         if "all" not in splits or self.test_fraction < 1:
             return splits
         return {"test": splits["all"]}  # a test set alone, so there is nothing that validation could be taken from
@@ -93,7 +95,7 @@ class TextFileDataModule(PromptDataModule):
         return RowSchema(text=self.text_column, rule=rule, score=self.score_column)
 
     def read_predictions(self) -> Dataset:
-        splits = self._read_splits(wanted_expected=False)
+        splits, _ = self._read_splits()
         return splits["test"] if "test" in splits else splits["all"]
 
     def _check_arguments(self) -> None:
@@ -108,26 +110,28 @@ class TextFileDataModule(PromptDataModule):
                 "name it with wanted_label, or set sft_class to all and the fractions to null"
             )
 
-    def _read_splits(self, *, wanted_expected: bool) -> dict[str, Dataset]:
-        """Rows by split; `all` = the only file there is, or the training file of a source without a test file."""
-        self._check_arguments()
-        splits = read_splits(
-            self.path,
-            self.hub_id,
-            self.split_names,
-            source=self.source,
-            revision=self.revision,
-            config=self.hub_config,
-            labels=() if self.label_column is None else (self.label_column,),
-        )
-        labels = {split: self._labels(rows) for split, rows in splits.items()}
-        if self.unknown_labels is None:
-            for split, classes in labels.items():
-                no = [value for value, label in classes.items() if label == 0]
+    def _read_splits(self) -> tuple[dict[str, Dataset], Mapping[str, int]]:
+        """Rows by split, and the class of each label in them; read once, also if it is asked for again.
+
+        `all` = the only file there is, or the training file of a source without a test file.
+        """
+        if self._read is None:
+            self._check_arguments()
+            splits = read_splits(
+                self.path,
+                self.hub_id,
+                self.split_names,
+                source=self.source,
+                revision=self.revision,
+                config=self.hub_config,
+                labels=() if self.label_column is None else (self.label_column,),
+            )
+            classes = {split: self._labels(rows) for split, rows in splits.items()}
+            for split, labels in classes.items() if self.unknown_labels is None else ():
+                no = [value for value, label in labels.items() if label == 0]
                 require_never_labelled_is_told(no, str(self.label_column), f"{self.source} ({split})")
-        if wanted_expected:
-            self._require_wanted_label(ChainMap(*labels.values()))
-        return splits
+            self._read = splits, ChainMap(*classes.values())
+        return self._read
 
     def _require_wanted_label(self, classes: Mapping[str, int]) -> None:
         if classes and 1 not in classes.values():

@@ -158,10 +158,11 @@ def test_pairs_lose_their_beginning_and_those_equal_after_it_are_counted(backbon
 
     long = {"prompt": "the film was very very very", "chosen": " kind and warm", "rejected": " rude"}
     alike = {"prompt": "the", "chosen": " good food was the very film", "rejected": " bad food was the very film"}
-    module = data([long] * 20 + [alike] * 3)
+    same = long | {"rejected": long["chosen"]}
+    module = data([long] * 20 + [alike] * 3 + [same] * 2)
     with caplog.at_level("INFO"):
         module.setup("fit")
-    assert "(all): 3 pairs left out, equal in their last 4 tokens" in caplog.text
+    assert "(all): left out of 25 rows: 2 without two different texts, 3 equal in their last 4 tokens" in caplog.text
     assert sum(module.identity()["rows"].values()) == 20
     rows = module._rows["train"]
     batch = module.collate(rows, [0])

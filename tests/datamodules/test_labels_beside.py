@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from datamodules import LabelledTextDataModule, TextFileDataModule
+from datamodules import JigsawDataModule, LabelledTextDataModule, TextFileDataModule
 from lightning_rarlhf.errors import DataError
-from tests.datamodules.data_files import Row, text, write_csv, write_jsonl, write_parquet
+from tests.datamodules.data_files import Row, jigsaw_rows, text, write_csv, write_jsonl, write_parquet
 
 ROOT = Path(__file__).parents[2]
 KINDS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
@@ -161,6 +162,53 @@ def test_minus_one_that_can_mean_one_thing_only_is_taken_for_it(
     seen = seen_labels(labelled(tokenizer_folder, write_jsonl(tmp_path / "train.jsonl", rows), **rule))
     known = {n: row["toxic"] for n, row in enumerate(rows) if rule or row["toxic"] >= 0}
     assert seen == {n: [float(value > 0)] for n, value in known.items()}
+
+
+@pytest.mark.parametrize("beside", ["csv", "jsonl"])
+def test_labels_of_a_part_of_the_texts_are_counted(
+    tmp_path: Path, tokenizer_folder: str, caplog: pytest.LogCaptureFixture, beside: str
+) -> None:
+    """A half-written file of labels must not pass for the publisher's test set."""
+    comments = jigsaw_rows(40, 20)
+    write_csv(tmp_path / "train.csv", comments)
+    write_csv(tmp_path / "test.csv", [{"id": row["id"], "comment_text": row["comment_text"]} for row in comments])
+    labels = [{"id": row["id"], "toxic": row["toxic"]} for row in comments[30:50]]
+    {"csv": write_csv, "jsonl": write_jsonl}[beside](tmp_path / f"test_labels.{beside}", labels)
+    options: dict[str, Any] = {"path": str(tmp_path), "tokenizer": tokenizer_folder, "batch_size": 4}
+    prompts = {"text_column": "comment_text", "label_column": "toxic", "wanted_label": 0, "val_size": 0}
+    said = rf"test_labels\.{beside}: has the labels of 20 of the 60 texts; the others have none"
+    for data, kept, left_out in (
+        (JigsawDataModule(**options, val_size=0), 20, r"\(test\): left out of 60 rows: 40 without a known class"),
+        (
+            LabelledTextDataModule(**options, text_column="comment_text", label_columns=["toxic"]),
+            20,
+            r"\(test\): left out of 60 rows: 40 without a known label",
+        ),
+        (TextFileDataModule(**options, **prompts), 60, None),
+    ):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            data.prepare_data()
+            data.setup("test")
+        assert data.identity()["rows"]["test"] == kept
+        assert len(re.findall(said, caplog.text)) == 1
+        assert re.search(left_out, caplog.text) if left_out else "left out" not in caplog.text
+
+
+def test_whole_labels_need_no_word(tmp_path: Path, tokenizer_folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    write_csv(tmp_path / "train.csv", [{"id": f"{n:04x}", "text": text(n)} for n in range(40)])
+    write_csv(tmp_path / "train_labels.csv", [{"id": f"{n:04x}", "toxic": n % 2} for n in range(44)])
+    with caplog.at_level("INFO"):
+        labelled(tokenizer_folder, tmp_path).setup()
+    assert "train" not in caplog.text
+
+
+def test_a_text_without_an_id_has_no_labels(tmp_path: Path, tokenizer_folder: str) -> None:
+    rows: list[Row] = [{"id": n, "text": text(n)} for n in range(40)]
+    write_jsonl(tmp_path / "train.jsonl", [{"id": None, "text": text(99)}, *rows])
+    named: list[Row] = [{"id": "None", "toxic": 1}, *({"id": n, "toxic": n % 2} for n in range(40))]
+    write_csv(tmp_path / "train_labels.csv", named)
+    assert seen_labels(labelled(tokenizer_folder, tmp_path)).keys() == set(range(40))
 
 
 def test_prompts_take_their_class_from_the_labels_beside(tmp_path: Path, tokenizer_folder: str) -> None:

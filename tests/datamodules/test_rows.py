@@ -117,6 +117,24 @@ def test_filter_that_leaves_nothing_is_named(options: dict[str, Any], what: str)
         usable(["a", "b"], [-1, -1], **options)
 
 
+def test_rows_that_are_left_out_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    rows = to_rows(
+        Dataset.from_dict({"t": ["good text", "x", " ", "fair text"], "c": [1, 1, 0, None]}),
+        RowSchema(text="t", rule=ValueRule(column="c", wanted="1")),
+        "here",
+    )
+    with caplog.at_level("INFO"):
+        keep_usable(rows, min_characters=1, label_required=True, source="here (train)")
+    assert (
+        "here (train): left out of 4 rows: 2 without a text of more than 1 characters, 1 without a known class"
+        in caplog.text
+    )
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        keep_usable(rows.select([0]), min_characters=1, label_required=True, source="here")
+    assert not caplog.text
+
+
 def test_fingerprint_depends_on_input_step_and_parameters() -> None:
     one, two = Dataset.from_dict({"text": ["a"]}), Dataset.from_dict({"text": ["b"]})
     schema = RowSchema(text="text")
