@@ -24,6 +24,7 @@ from benchmarks.workers import Worker
 from benchmarks.workload import SIZES, TASKS, Workload, workload
 
 PRECISIONS = ("32-true", "bf16-mixed")
+OLD_TRL = "trl==0.7.2"
 Turn = dict[str, Any]
 _OPTIONAL = ("batch", "vocabulary", "epochs", "frozen_layers", "compile_sampling")
 
@@ -35,7 +36,11 @@ def main() -> None:
     changes |= {name: value for name in _OPTIONAL if (value := getattr(options, name))}
     work = workload(options.size, options.task, **changes)
     other = replace(
-        work, precision=options.peer_precision or options.precision, frozen_layers=0, compile_sampling=False
+        work,
+        precision=options.peer_precision or options.precision,
+        frozen_layers=0,
+        compile_sampling=False,
+        generate_batch=options.peer_generate_batch or 0,
     )
     libraries = [options.peer] if options.peer else []
     result = against(work, other, libraries, options.threads, options.turns, options.before)
@@ -60,7 +65,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=5, help="measured turns of each, after one that is not")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
-    return parser.parse_args()
+    parser.add_argument(
+        "--peer-generate-batch", type=int, help="prompts that TRL 0.7.2 generates from at a time; default: all"
+    )
+    options = parser.parse_args()
+    if options.peer_generate_batch and options.peer != OLD_TRL:
+        parser.error(f"--peer-generate-batch is of --peer {OLD_TRL}")
+    return options
 
 
 def against(

@@ -22,23 +22,35 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.iteration import against
+from benchmarks.iteration import OLD_TRL, against
 from benchmarks.models import save_models
 from benchmarks.workers import ROOT, Worker
 from benchmarks.workload import Workload, workload
 
 Row = Callable[[int, int], dict[str, Any]]
 """Takes the number of threads and of turns."""
-OLD, NEW = "trl==0.7.2", "trl==1.9.2"
+OLD, NEW = OLD_TRL, "trl==1.9.2"
+AS_CALLED = 4
+"""prompts that TRL 0.7.2 generates from at a time by default, which the paper's authors leave"""
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 VOCABULARIES = (8_000, 16_000, 32_000)
 
 
-def pair(size: str, level: float, ours: str, peer: str, theirs: str = "32-true", *, compiled: bool = False) -> Row:
+def pair(
+    size: str,
+    level: float,
+    ours: str,
+    peer: str,
+    theirs: str = "32-true",
+    *,
+    compiled: bool = False,
+    generate_batch: int = 0,
+) -> Row:
     """Turn by turn against a peer; precisions may differ."""
     work = workload(size, "imdb", risk_level=level, precision=ours)
     own = replace(work, compile_sampling=compiled)
-    return lambda threads, turns: against(own, replace(work, precision=theirs), [peer], threads, turns)
+    other = replace(work, precision=theirs, generate_batch=generate_batch)
+    return lambda threads, turns: against(own, other, [peer], threads, turns)
 
 
 def levels(threads: int, turns: int) -> dict[str, Any]:
@@ -127,6 +139,18 @@ ROWS: dict[str, tuple[str, Row]] = {
     "gpt2-0.4-bf16-compiled": ("≥ 8×", pair("gpt2", 0.4, "bf16-mixed", OLD, compiled=True)),
     "tiny-0.4-trl-1.9.2": ("reported", pair("tiny", 0.4, "32-true", NEW)),
     "gpt2-0.4-bf16-both": ("reported", pair("gpt2", 0.4, "bf16-mixed", OLD, "bf16-mixed")),
+    "tiny-1-called": ("≥ 2.2×", pair("tiny", 1.0, "32-true", OLD, generate_batch=AS_CALLED)),
+    "tiny-0.4-called": ("≥ 4×", pair("tiny", 0.4, "32-true", OLD, generate_batch=AS_CALLED)),
+    "tiny-0.4-bf16-called": ("≥ 7×", pair("tiny", 0.4, "bf16-mixed", OLD, generate_batch=AS_CALLED)),
+    "tiny-0.4-bf16-compiled-called": (
+        "≥ 7×",
+        pair("tiny", 0.4, "bf16-mixed", OLD, compiled=True, generate_batch=AS_CALLED),
+    ),
+    "gpt2-0.4-called": ("≥ 3.5×", pair("gpt2", 0.4, "32-true", OLD, generate_batch=AS_CALLED)),
+    "gpt2-0.4-bf16-compiled-called": (
+        "≥ 8×",
+        pair("gpt2", 0.4, "bf16-mixed", OLD, compiled=True, generate_batch=AS_CALLED),
+    ),
 }
 
 
@@ -170,11 +194,11 @@ def line(name: str, result: dict[str, Any]) -> str:
     ratios = [content for key, content in result.items() if key.startswith("against")]
     if not ratios:
         rest = {key: content for key, content in result.items() if key not in ("threads", "turns", "machine")}
-        return f"{name:<22} goal {goal:<18} {json.dumps(rest)}"
+        return f"{name:<30} goal {goal:<18} {json.dumps(rest)}"
     ratio, ours = ratios[0], result["libraries"]["ours"]
     low, high = ratio["speed_range"]
     return (
-        f"{name:<22} goal {goal:<18} {ratio['speed']:.2f}x ({low:.2f} to {high:.2f}), {ours['seconds']:.2f} s, "
+        f"{name:<30} goal {goal:<18} {ratio['speed']:.2f}x ({low:.2f} to {high:.2f}), {ours['seconds']:.2f} s, "
         f"peak memory {ratio['peak_memory']:.2f}, what comes and goes {ratio['iteration_memory']:.2f}, "
         f"update {ours['update_share']:.0%} of the matrix product"
     )

@@ -30,6 +30,8 @@ class Workload:
     precision: str = "32-true"
     frozen_layers: int = 0
     compile_sampling: bool = False
+    generate_batch: int = 0
+    """prompts that TRL 0.7.2's `generate` is to take at a time; 0 = all"""
 
     @property
     def kept(self) -> int:
@@ -64,7 +66,7 @@ class Workload:
         return {name: value for name, value in asdict(self).items() if name not in _LATER or value}
 
 
-_LATER = ("frozen_layers", "compile_sampling")
+_LATER = ("frozen_layers", "compile_sampling", "generate_batch")
 
 SIZES = {
     # the issue's model; its reward is as much smaller as DistilBERT is than GPT-2
