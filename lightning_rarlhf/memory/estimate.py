@@ -80,6 +80,12 @@ class Run:
         """Episodes that are sampled at a time on one device."""
         return min(self.rows, self.most_sampled or self.rows)
 
+    @property
+    def reads_on(self) -> bool:
+        """Whether old log-probabilities read the responses over the prompts' keys and values, see `reading_on`."""
+        bfloat16 = self.autocast or self.policy.dtype == "bfloat16"
+        return bfloat16 and not self.on_gpu and not self.policy.frozen_layers and self.reference is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -138,6 +144,8 @@ def estimate(run: Run) -> Estimate:
         "log-probabilities and values": whole | {"forward pass": passes.evaluation},
         "update": _update(actor, run, passes),
     }
+    if run.reads_on and not run.policy.compile_sampling:
+        phases["log-probabilities and values"]["key-value cache"] = passes.cache
     if passes.states:  # those of the kept episodes, all of them at risk level 1, are taken out of those of all
         both = ("frozen layers' states", "frozen layers' states of the kept")
         phases["the tail"] = dict.fromkeys(both, passes.states * run.processes)
@@ -235,6 +243,8 @@ def _prompt_pass(actor: ActorCritic, run: Run, count: Callable[[], Allocations])
     width = columns_for if run.policy.compile_sampling else room_for
     share = width(run.prompt_tokens + run.sampling.max_new_tokens) / room_for(run.prompt_tokens)
     cache = int(kept * share)
+    if run.reads_on and share > 1 and not run.policy.compile_sampling:
+        cache += kept  # the prompts' stay where they were when there was room for them only
     return cache, copies, max(0, opened.peak - copies - cache)
 
 

@@ -126,6 +126,22 @@ def test_compiled_sampling_keeps_its_cache_and_its_copies(middling):
     assert in_float32.peak("sampling") == estimate(replace(plain, autocast=False)).peak("sampling")
 
 
+def test_on_a_cpu_in_bfloat16_the_cache_stays_until_the_responses_are_read_over_it(middling):
+    def parts(phase, cpu=True, **policy):
+        run = replace(run_of(middling, **policy), autocast=True, on_gpu=not cpu, prompt_tokens=70)
+        return estimate(run).phases[phase]
+
+    prompts, whole = 2 * 6 * 384 * 2 * 16 * 128, "key-value cache"  # room for 128 tokens, of 70 and of 102
+    assert parts("log-probabilities and values")[whole] == parts("sampling")[whole] == pytest.approx(prompts, rel=0.01)
+    for other in ({"cpu": False}, {"frozen_layers": 1}, {"lora": LoRAConfig(r=4)}, {"compile_sampling": True}):
+        assert whole not in parts("log-probabilities and values", **other), other
+    run = replace(run_of(middling), autocast=True)  # responses go beyond the room that 32 tokens have
+    long = replace(run, sampling=SamplingConfig(max_new_tokens=64))
+    of_64 = estimate(run).phases["sampling"][whole]
+    assert estimate(long).phases["sampling"][whole] == pytest.approx(3 * of_64, rel=0.01)  # both places, of 64 and 128
+    assert estimate(replace(long, on_gpu=True)).phases["sampling"][whole] == pytest.approx(2 * of_64, rel=0.01)
+
+
 def test_sampled_in_parts_the_cache_is_that_of_one_part(middling, classifier_folder):
     run = replace(run_of(middling), reward=RewardSettings(pretrained=str(classifier_folder), beside_sampling=True))
     whole, parts = estimate(run), estimate(replace(run, most_sampled=4))
