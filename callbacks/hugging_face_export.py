@@ -13,6 +13,7 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.policy import ActorCritic
+from lightning_rarlhf.provenance import CHOSEN
 from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
 
 
@@ -77,7 +78,7 @@ class HuggingFaceExport(Callback):
         training = content.get("training")
         try:
             actor.load_state_dict(best, strict=whole)
-            self._export(module, actor, folder, training and training | {"chosen": "best"})
+            self._export(module, actor, folder, training and training | CHOSEN)
         finally:
             actor.load_state_dict(final, strict=whole)
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")

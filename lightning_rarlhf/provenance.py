@@ -19,6 +19,8 @@ from lightning_rarlhf.redaction import redacted
 
 TRAINING = "training.json"
 """the record's file in an exported folder"""
+CHOSEN = {"chosen": "best"}
+"""part of the record of a state that validation chose among its fit's"""
 _LENGTH = ("max_epochs", "max_steps", "limit_train_batches")
 """trainer settings that runs of one method share; one that is resumed may have others"""
 
@@ -61,6 +63,20 @@ def read_training(folder: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def training_of_checkpoint(checkpoint: Mapping[str, Any], path: str | Path | None) -> dict[str, Any] | None:
+    """The record in a checkpoint; None if it has none.
+
+    Args:
+        checkpoint: its content.
+        path: of it, which tells whether it is the best that its run had found.
+    """
+    record = checkpoint.get("training")
+    state = (checkpoint.get("callbacks") or {}).get("RunCheckpoint") or {}
+    best = Path(state.get("best_model_path") or "").name
+    is_best = path is not None and state.get("monitor") is not None and Path(path).name == best
+    return record | CHOSEN if record and is_best else record
 
 
 def write_training(folder: Path, record: Mapping[str, Any]) -> None:

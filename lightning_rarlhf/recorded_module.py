@@ -13,7 +13,7 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.evaluated_module import EvaluatedModule
 from lightning_rarlhf.plain_text import visible
 from lightning_rarlhf.policy import FrozenModel
-from lightning_rarlhf.provenance import read_training, training_record
+from lightning_rarlhf.provenance import read_training, training_of_checkpoint, training_record
 from lightning_rarlhf.reference import is_start
 from lightning_rarlhf.results_file import weights_sha256
 from lightning_rarlhf.reward_models import RewardModel
@@ -129,7 +129,7 @@ class RecordedModule(EvaluatedModule):
             UserError: `fit` is to go on from another module's checkpoint, whose optimizer is not this one's, or its
                 weights are not those of this policy.
         """
-        self._loaded_training = checkpoint.get("training")
+        self._loaded_training = training_of_checkpoint(checkpoint, self.trainer.ckpt_path)
         made_by = checkpoint.get("module")
         if self.trainer.state.fn == "fit" and made_by != type(self).__name__:
             raise UserError(

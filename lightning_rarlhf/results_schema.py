@@ -113,6 +113,7 @@ _INSIDE: Mapping[str, Mapping[str, tuple[Check, str]]] = {
         "settings": (_or_null(_object), "an object or null"),
         "seed": (_or_null(_number), "a number or null"),
         "steps": (_whole, "a whole number"),
+        "chosen": (_optional(_text), "a text"),
     },
     "sampling": {"min_new_tokens": (_optional(_whole), "a whole number")},
     "human_texts": {"n": (_whole, "a whole number"), "sha256": (_sha256, "a SHA-256")},

@@ -16,6 +16,7 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.one_line_parser import OneLineParser
 from lightning_rarlhf.policy_loading import load_actor_critic
+from lightning_rarlhf.provenance import training_of_checkpoint
 from lightning_rarlhf.quiet import quiet
 from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
 from lightning_rarlhf.tokenizer import load_tokenizer
@@ -51,7 +52,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: st
         with_critic=content["trains_critic"],
         form=form,
         policy=policy,
-        training=content.get("training"),
+        training=training_of_checkpoint(content, checkpoint),
     )
 
 

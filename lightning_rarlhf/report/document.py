@@ -16,6 +16,7 @@ from lightning_rarlhf.one_move import in_one_move
 from lightning_rarlhf.plain_text import name_to_show
 from lightning_rarlhf.report.cell_texts import explanation, paper_metrics
 from lightning_rarlhf.report.comparison import Comparison
+from lightning_rarlhf.report.identity import chosen_by_validation, training_of
 from lightning_rarlhf.report.matched_kl import STATISTICS, Curve, Match, MatchedKL
 from lightning_rarlhf.report.matched_kl_words import statements
 from lightning_rarlhf.report.methods import Method
@@ -23,6 +24,7 @@ from lightning_rarlhf.report.numbers import number
 from lightning_rarlhf.report.table_csv import as_csv
 from lightning_rarlhf.report.table_latex import as_latex
 from lightning_rarlhf.report.table_markdown import as_markdown, as_paper_markdown, markdown_table
+from lightning_rarlhf.results import Run
 
 MAIN = "report.md"
 TEXTS = (MAIN, "table.csv", "table.tex", "matched_kl.csv")
@@ -148,6 +150,16 @@ def _matched_csv(result: MatchedKL) -> str:
     return file.getvalue()
 
 
+def _trained(run: Run) -> str:
+    """The state whose numbers these are: how many steps of which training, and whether validation chose it."""
+    training = training_of(run)
+    if not training:
+        return "–"
+    chosen = ", chosen by validation" if chosen_by_validation(run) else ""
+    seed = "" if training["seed"] is None else f", seed {training['seed']}"
+    return f"{training['module']}, {training['steps']} steps{seed}{chosen}"
+
+
 def _runs_markdown(methods: Iterable[Method]) -> str:
     rows = []
     for method in methods:
@@ -159,6 +171,7 @@ def _runs_markdown(methods: Iterable[Method]) -> str:
                     method.label,
                     f"`{name_to_show(str(run.folder))}`",
                     str(known.get("policy")),
+                    _trained(run),
                     str(data.get("name")),
                     str(known["evaluation"].get("seed")),
                     str(known.get("config_sha256") or "–")[:12],
@@ -167,5 +180,16 @@ def _runs_markdown(methods: Iterable[Method]) -> str:
                     str(known.get("created")),
                 ]
             )
-    header = ["method", "run", "policy", "data", "evaluation seed", "config", "generations", "version", "tested"]
+    header = [
+        "method",
+        "run",
+        "policy",
+        "trained",
+        "data",
+        "evaluation seed",
+        "config",
+        "generations",
+        "version",
+        "tested",
+    ]
     return markdown_table(header, rows)

@@ -18,6 +18,11 @@ def training_of(run: Run) -> Mapping[str, Any]:
     return run.identity.get("training") or {}
 
 
+def chosen_by_validation(run: Run) -> bool:
+    """Whether the tested state is the one that validation chose among its fit's, by the record."""
+    return training_of(run).get("chosen") is not None
+
+
 def drawn_by(run: Run) -> Mapping[str, Any]:
     """What a decoding-time method says of itself; empty for plain sampling."""
     return run.identity.get("method") or {}
@@ -32,6 +37,7 @@ def shared_by_seeds(run: Run) -> dict[str, Any]:
         "method": {name: value for name, value in drawn_by(run).items() if name not in _OF_ONE_RUN},
         "training.module": training.get("module"),
         "training.settings": training.get("settings"),
+        "training.chosen": training.get("chosen"),
     }
     return dict(_flat(known, ""))
 

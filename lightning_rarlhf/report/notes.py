@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lightning_rarlhf.report.comparison import Comparison
-from lightning_rarlhf.report.identity import drawn_by, same_reference, seeds_unknown, unequal_steps
+from lightning_rarlhf.report.identity import (
+    chosen_by_validation,
+    drawn_by,
+    same_reference,
+    seeds_unknown,
+    training_of,
+    unequal_steps,
+)
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.numbers import decimals_for, ends, number
 from lightning_rarlhf.report.training_chance import has_moved
@@ -14,9 +21,13 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_new_tokens", "max_new_tokens"
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Of unequal sampling, seeds without a record or unequally long, unequal references, and KL if clearly unequal."""
+    """Of unequal sampling, seeds without a record or unequally long, unequal references, and KL if clearly unequal.
+
+    And of states that validation chose beside others.
+    """
     methods = comparison.methods
-    return [*_sampling(methods), *_unrecorded(methods), *_lengths(methods), *_references(methods), *_kl(comparison)]
+    seeds = (*_unrecorded(methods), *_lengths(methods), *_states(methods))
+    return [*_sampling(methods), *seeds, *_references(methods), *_kl(comparison)]
 
 
 def one_reference(methods: Sequence[Method]) -> bool:
@@ -56,10 +67,26 @@ def _unrecorded(methods: Sequence[Method]) -> Iterator[str]:
 def _lengths(methods: Sequence[Method]) -> Iterator[str]:
     for method in methods:
         if steps := unequal_steps(method.runs):
-            yield (
-                f"{method.label}: its runs were trained for {', '.join(map(str, steps))} steps; unless validation "
-                "chose that (early stopping, best checkpoint), they are not seeds of one method."
-            )
+            after = f"{', '.join(map(str, steps))} steps"
+            if all(map(chosen_by_validation, method.runs)):
+                yield f"{method.label}: validation chose the states of its runs, after {after}."
+            else:
+                yield (
+                    f"{method.label}: its runs were trained for {after}; unless validation chose that (early "
+                    "stopping), they are not seeds of one method."
+                )
+
+
+def _states(methods: Sequence[Method]) -> Iterator[str]:
+    """Where the best state of one method stands beside another's last, the choice is part of the difference."""
+    trained = [method for method in methods if any(map(training_of, method.runs))]
+    best = [method.label for method in trained if any(map(chosen_by_validation, method.runs))]
+    other = [method.label for method in trained if method.label not in best]
+    if best and other:
+        yield (
+            f"Validation chose the tested state of {', '.join(best)} among its fit's, not that of {', '.join(other)}: "
+            "part of a difference between them may be that choice."
+        )
 
 
 def _references(methods: Sequence[Method]) -> Iterator[str]:

@@ -101,5 +101,6 @@ def _noise(seeds: Array, resamples: int, generator: np.random.Generator) -> Arra
 def _point(run: Run) -> tuple[object, ...]:
     training = training_of(run)
     if training.get("method_sha256"):
-        return "recorded", training["method_sha256"], str(run.identity.get("sampling")), str(run.identity.get("method"))
+        drawn = str(run.identity.get("sampling")), str(run.identity.get("method"))
+        return "recorded", training["method_sha256"], training.get("chosen"), *drawn
     return "folder", method_folder(run.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,12 @@ def test_final_and_best_weights_are_exported_each_to_its_folder(world, tmp_path,
         held = torch.load(tmp_path / "checkpoints" / checkpoint, weights_only=True)
         chosen = {"chosen": "best"} if folder == "huggingface-best" else {}
         assert held["training"]["steps"] == held["global_step"]
-        assert read_training(str(again)) == held["training"]
-        assert read_training(str(tmp_path / folder)) == held["training"] | chosen
+        assert read_training(str(again)) == read_training(str(tmp_path / folder)) == held["training"] | chosen
+    arguments = small(world, "jigsaw.yaml", tmp_path) + rewards(world, "jigsaw.yaml")
+    for asked, chosen in (("best", {"chosen": "best"}), ("last", {})):
+        train.main(["test", *arguments, "--ckpt_path", asked])
+        recorded = json.loads((tmp_path / "results.json").read_text())["training"]
+        assert recorded == read_training(str(tmp_path / "huggingface")) | {"steps": recorded["steps"]} | chosen
 
 
 def test_a_best_checkpoint_that_was_damaged_is_not_exported(world, tmp_path, monkeypatch, capsys):

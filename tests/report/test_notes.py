@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from lightning_rarlhf.provenance import training_record
+from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.provenance import CHOSEN, training_record
 from lightning_rarlhf.report.comparison import compare
+from lightning_rarlhf.report.document import Report, write_report
 from lightning_rarlhf.report.methods import group
 from lightning_rarlhf.report.notes import kl_bounds, notes
-from lightning_rarlhf.results import read_run
+from lightning_rarlhf.report.seed_noise import seed_groups
+from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import difficulty, scores_of, write_run
 
 
@@ -57,7 +60,38 @@ def test_seeds_of_unequal_length_are_named(tmp_path: Path, steps: tuple[int, ...
         training = training_record("PPO", {"lr": 1}, seed=seed, steps=length)
         runs.append(read_run(write_run(tmp_path / str(seed), scores_of(seed), training=training)))
     sentence = (
-        "RLHF: its runs were trained for 50, 100 steps; unless validation chose that (early stopping, best "
-        "checkpoint), they are not seeds of one method."
+        "RLHF: its runs were trained for 50, 100 steps; unless validation chose that (early stopping), they are not "
+        "seeds of one method."
     )
     assert notes(compare(group(runs, ["RLHF", "RLHF"]), resamples=60)) == ([sentence] if said else [])
+
+
+def trained(folder: Path, seed: int, steps: int, *, method: str = "RLHF", best: bool = False) -> Run:
+    training = training_record("PPO", {"method": method}, seed=seed, steps=steps) | (CHOSEN if best else {})
+    return read_run(write_run(folder / f"{method}-{seed}-{steps}", scores_of(seed + steps), training=training))
+
+
+def test_states_that_validation_chose_are_told_from_others(tmp_path: Path) -> None:
+    runs = [
+        *(trained(tmp_path, seed, 40 + seed, best=True) for seed in (0, 1)),
+        trained(tmp_path, 0, 264, method="RA-RLHF"),
+    ]
+    comparison = compare(group(runs, ["RLHF", "RLHF", "RA-RLHF"]), resamples=60)
+    chosen, choice = notes(comparison)
+    assert chosen == "RLHF: validation chose the states of its runs, after 40, 41 steps."
+    assert choice.startswith("Validation chose the tested state of RLHF among its fit's, not that of RA-RLHF: part of")
+    report = Report(runs=comparison.methods, comparison=comparison, matched=None, notes=[], pictures=[])
+    write_report(report, tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    for run, said in zip(
+        runs, ("40 steps, seed 0, chosen by validation", "41 steps", "264 steps, seed 0"), strict=True
+    ):
+        (line,) = (line for line in lines if f"`{run.folder}`" in line)
+        assert f"PPO, {said}" in line
+
+
+def test_a_chosen_and_a_last_state_are_no_seeds_of_one_method(tmp_path: Path) -> None:
+    runs = [trained(tmp_path, 0, 40), trained(tmp_path, 1, 40, best=True)]
+    with pytest.raises(UserError, match="RLHF: training.chosen is not set in .*, best in .*; seeds of one method"):
+        group(runs, ["RLHF", "RLHF"])
+    assert seed_groups(runs) == [[0], [1]]
