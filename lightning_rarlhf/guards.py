@@ -33,19 +33,22 @@ class Verdict(Enum):
 def judge(figures: Mapping[str, float], config: PPOConfig) -> Verdict:
     """Whether a minibatch's gradient may be used.
 
+    The limits come first: beyond them a ratio may be infinite, and with it the loss, which is thrown away.
+
     Args:
         figures: of the minibatch, over all processes, by the names of `PPOStats`.
         config: the limits.
 
     Raises:
-        NumericalError: a loss or the gradient is not finite.
+        NumericalError: a loss or the gradient is not finite, and no limit was passed.
     """
-    _require(figures["policy_loss"] + config.vf_coef * figures["value_loss"], "loss")
-    _require(figures["grad_norm"], "gradient")
+    _require(figures["value_loss"], "loss")
     if config.target_kl is not None and figures["approx_kl"] > config.target_kl:
         return Verdict.STOP
     if config.max_ratio is not None and figures["ratio_mean"] > config.max_ratio:
         return Verdict.DROP
+    _require(figures["policy_loss"] + config.vf_coef * figures["value_loss"], "loss")
+    _require(figures["grad_norm"], "gradient")
     return Verdict.STEP
 
 

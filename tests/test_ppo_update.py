@@ -126,6 +126,28 @@ def test_a_minibatch_whose_ratio_spikes_is_dropped_and_the_next_one_is_not():
     assert run(PPOConfig(epochs=1, minibatch_size=2), Spike())[2].steps == [1, 2, 3]  # off by default
 
 
+def test_a_minibatch_beyond_a_limit_is_thrown_away_also_if_its_ratio_is_infinite():
+    class Runaway(Echo):
+        def __call__(self, *args):
+            logprobs, values = super().__call__(*args)
+            return PolicyOutput(logprobs + (200.0 if len(self.rows) == 2 else 0.0), values)
+
+    class WithGradient(Recorder):
+        def gradient_norm(self):
+            norm = super().gradient_norm()
+            return norm * float("nan") if norm == 2 else norm
+
+    def limited(**limit):
+        return run(PPOConfig(epochs=1, minibatch_size=2, **limit), Runaway(), WithGradient())
+
+    stats, _, updater = limited(max_ratio=20.0)
+    assert (updater.steps, stats.dropped_minibatches) == ([1, 3], 1)
+    stats, _, updater = limited(target_kl=100.0)
+    assert (updater.steps, stats.kl_stopped) == ([1], True)
+    with pytest.raises(NumericalError, match="not finite"):
+        limited()
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_what_is_not_finite_is_not_used_and_its_minibatch_is_the_evidence(where, broken):

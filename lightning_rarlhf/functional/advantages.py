@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_rarlhf.functional.masked import masked_var
+from lightning_rarlhf.functional.masked import is_constant, masked_var
 from lightning_rarlhf.functional.sequences import last_token_index
 
 
@@ -84,11 +84,5 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         returns: f32 [B, T].
         mask: bool [B, T]; True = a response token.
     """
-    variance = masked_var(returns, mask)
-    share = 1 - masked_var(returns - values, mask) / variance
-    rounding = _ROUNDING * torch.where(mask, returns, 0.0).abs().max()
-    return torch.where(variance > rounding.square(), share, torch.nan)
-
-
-_ROUNDING = 1e-6
-"""of the mean of float32 numbers, relative to them: equal ones seem to vary so much"""
+    share = 1 - masked_var(returns - values, mask) / masked_var(returns, mask)
+    return torch.where(is_constant(returns, mask), torch.nan, share)

@@ -7,6 +7,7 @@ the batch was cut.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,9 @@ def clipped_surrogate(
 ) -> PolicyLoss:
     """PPO's clipped objective, negated: mean of max(-A ρ, -A clip(ρ, 1 ± ε)) with ρ = π/π_old.
 
+    A ratio beyond the largest float is infinite. With A ≥ 0 it is clipped, like any other that has risen too far, and
+    gives no gradient; with A < 0 the loss itself is infinite.
+
     Args:
         logprobs: f32 [B, T], log π; carries the gradient.
         old_logprobs: f32 [B, T], log π_old.
@@ -55,13 +59,15 @@ def clipped_surrogate(
     """
     # Masked before the exponential: what overflows in a padding column would turn the gradient into 0·∞.
     logratio = torch.where(mask, logprobs - old_logprobs, 0.0)
-    ratio = logratio.exp()
+    # Where the clipped objective counts for sure, the ratio stays finite: its gradient would be 0·∞, too.
+    highest = torch.where(advantages >= 0, math.log(torch.finfo(logratio.dtype).max) - 1, math.inf)
+    ratio = logratio.clamp(max=highest).exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     with torch.no_grad():
         approx_kl = _reduce(k2(logratio), mask, denominator)
         clip_fraction = _reduce((clipped > unclipped).to(ratio.dtype), mask, denominator)
-        ratio_mean = _reduce(ratio, mask, denominator)
+        ratio_mean = _reduce(logratio.exp(), mask, denominator)
     loss = _reduce(torch.maximum(unclipped, clipped), mask, denominator)
     return PolicyLoss(loss, approx_kl, clip_fraction, ratio_mean)
 

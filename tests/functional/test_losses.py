@@ -106,6 +106,29 @@ def test_clipped_tokens_give_no_gradient() -> None:
     assert logprobs.grad[0, 1].item() == pytest.approx(-1.1 / 2)
 
 
+@pytest.mark.parametrize("logratio", [88.0, 88.8, 1000.0])  # e^88.73 is the first power beyond float32
+def test_a_ratio_beyond_every_number_is_clipped_or_infinite_but_never_nan(logratio: float) -> None:
+    logprobs = torch.tensor([[logratio, logratio, 0.0]], requires_grad=True)
+    found = clipped_surrogate(logprobs, torch.zeros(1, 3), torch.tensor([[2.0, 0.0, 2.0]]), torch.ones(1, 3) > 0, 0.2)
+    found.loss.backward()
+    assert logprobs.grad is not None
+    assert found.loss.item() == pytest.approx(-(2 * 1.2 + 0 + 2) / 3)
+    assert logprobs.grad.flatten().tolist() == pytest.approx([0, 0, -2 / 3])
+    assert found.clip_fraction.item() == pytest.approx(1 / 3)  # nothing is worse by clipping where A is 0
+    assert found.ratio_mean.item() == pytest.approx((2 * math.exp(logratio) + 1) / 3 if logratio < 88.7 else math.inf)
+
+
+def test_a_ratio_beyond_every_number_that_is_not_clipped_is_an_infinite_loss() -> None:
+    logprobs = torch.tensor([[1000.0]], requires_grad=True)
+    found = clipped_surrogate(logprobs, torch.zeros(1, 1), -torch.ones(1, 1), torch.ones(1, 1) > 0, 0.2)
+    found.loss.backward()
+    assert logprobs.grad is not None
+    assert found.loss.item() == logprobs.grad.item() == math.inf
+    assert not clipped_surrogate(
+        logprobs * math.nan, torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1) > 0, 0.2
+    ).loss.isfinite()
+
+
 def test_only_the_loss_carries_a_gradient() -> None:
     found = policy_loss(kept_tail(PPO[0]), logprobs=torch.zeros(8, 6, requires_grad=True))
     assert [t.requires_grad for t in found] == [True, False, False, False]

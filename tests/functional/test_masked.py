@@ -75,8 +75,27 @@ def test_whitening_a_single_token_or_none_gives_zero() -> None:
     assert masked_whiten(values, torch.zeros_like(one)).eq(0).all()
 
 
-def test_whitening_values_that_do_not_vary_gives_zero() -> None:
-    assert masked_whiten(torch.full((4, 5), 2.5), torch.ones(4, 5, dtype=torch.bool)).eq(0).all()
+@pytest.mark.parametrize("value", [2.5, 3.3, -17.123, 0.1, 1e6 / 3, 1e-9, 0.0])
+@pytest.mark.parametrize("shape", [(4, 5), (3, 7), (128, 48)])
+def test_whitening_values_that_do_not_vary_gives_zero(value: float, shape: tuple[int, int]) -> None:
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[0, 0] = False
+    equal = torch.full(shape, value)
+    assert masked_whiten(equal, mask).eq(0).all()
+    rounded = equal.nextafter(torch.full_like(equal, math.inf)).where(torch.arange(shape[1]) % 2 == 0, equal)
+    assert masked_whiten(rounded, mask).eq(0).all()
+
+
+def test_whitening_what_varies_little_in_relation_to_its_size_gives_unit_variance() -> None:
+    values = 1e4 + torch.arange(20.0)  # 3e-3 of their size apart
+    assert masked_whiten(values, torch.ones(20) > 0).std().item() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_whitening_hides_no_value_that_is_not_finite(broken: float) -> None:
+    values = torch.full((2, 3), 2.5)
+    values[1, 1] = broken
+    assert not masked_whiten(values, torch.ones(2, 3) > 0).isfinite().any()
 
 
 def test_inputs_are_not_changed() -> None:
