@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 def keys_of_class(cls: object) -> Iterator[str]:
     """Dotted keys that `cls` accepts, the fields of its dataclass arguments included, however deep."""
-    for name, hint in _arguments(cls) if isinstance(cls, type) else ():  # a function may make modules too
+    for name, hint in arguments_of(cls):
         yield from _with_fields(name, hint, ())
 
 
@@ -42,16 +42,21 @@ def group_of(hint: object) -> type | None:
     return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
 
 
-def _arguments(cls: type) -> Iterator[tuple[str, object]]:
-    """Arguments of the constructor, and of those above it that it hands others on to."""
-    for owner in cls.__mro__:
+def arguments_of(cls: object) -> Iterator[tuple[str, object]]:
+    """Arguments of the constructor, and of those above it that it hands others on to, with their type hints.
+
+    A hint is None where it cannot be resolved; a default of None is part of it. A function has no arguments here,
+    though it may make modules too.
+    """
+    for owner in cls.__mro__ if isinstance(cls, type) else ():
         if "__init__" not in vars(owner) or owner is object:
             continue
         hints = _hints(vars(owner)["__init__"])
         parameters = inspect.signature(vars(owner)["__init__"]).parameters
         for name, parameter in parameters.items():
             if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                yield name, hints.get(name)
+                hint = hints.get(name)
+                yield name, typing.Optional[hint] if parameter.default is None and hint else hint  # noqa: UP045
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return
 

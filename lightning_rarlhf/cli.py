@@ -22,14 +22,15 @@ from lightning_rarlhf.cli_errors import condense
 from lightning_rarlhf.config_file import require_settings
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.going_on import LAST, changes_of_method, find_checkpoint, is_requeued, record_of, require_consent
+from lightning_rarlhf.null_values import require_values
 from lightning_rarlhf.one_move import in_one_move, or_say_why
 from lightning_rarlhf.plain_text import error_line, first_line
+from lightning_rarlhf.precision import require_asked_precision
 from lightning_rarlhf.provenance import method_settings
 from lightning_rarlhf.quiet import quiet
 from lightning_rarlhf.redaction import redacted, redacted_yaml
 from lightning_rarlhf.run_start import taken_back_if_refused
 from lightning_rarlhf.strategies import (
-    require_asked_precision,
     require_known_strategy,
     require_readable,
     require_supported,
@@ -132,6 +133,8 @@ class TrainCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         for part in ("model", "data"):
             require_groups(config[part].class_path, config[part].init_args, part)
+            require_values(config[part], part)
+        require_values(config.trainer.callbacks, "trainer.callbacks")
         require_known_strategy(config.trainer.strategy)
         model, data = config.model.init_args, config.data.init_args
         read_by = "policy" if "policy" in model else "backbone"
@@ -199,7 +202,7 @@ class TrainCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Tell the module the full configuration, for the result files; stop before other processes are launched."""
         config = self.config[self.config.subcommand]
-        require_asked_precision(self.trainer, config.trainer.precision)
+        require_asked_precision(str(self.trainer.precision), config.trainer.precision)
         require_supported(self.trainer)
         require_readable(self.trainer, config.get("ckpt_path"))
         self.model.config_text = redacted_yaml(self.parser.dump(self.config, skip_none=False))

@@ -22,6 +22,7 @@ from lightning_rarlhf.own_code import trust
 from lightning_rarlhf.policy import ActorCritic, FrozenModel, Reference
 from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.policy_rules import require_trainable, require_workable
+from lightning_rarlhf.precision import require_precision
 from lightning_rarlhf.recorded_module import RecordedModule
 from lightning_rarlhf.reference import load_reference, require_same_words
 from lightning_rarlhf.resume import settings_of
@@ -31,7 +32,6 @@ from lightning_rarlhf.sharding import whole_state
 from lightning_rarlhf.strategies import (
     FSDP2Strategy,
     divide,
-    require_precision,
     require_same_seed,
     require_supported,
     usable,

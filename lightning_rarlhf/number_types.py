@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse.typing import restricted_number_type
+from jsonargparse.typing import registered_types, restricted_number_type
 
 from lightning_rarlhf.errors import UserError
 
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
     Weight = float
     PositiveWeight = float
 else:
-    Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)], docstring="float in (0, 1]")
+    Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)])
     """A share that cannot be empty: risk level α, ρ, top-p."""
-    Weight = restricted_number_type("Weight", float, [(">=", 0), ("<", math.inf)], docstring="finite float ≥ 0")
-    PositiveWeight = restricted_number_type(
-        "PositiveWeight", float, [(">", 0), ("<", math.inf)], docstring="finite float > 0"
-    )
+    Weight = restricted_number_type("Weight", float, [(">=", 0), ("<", math.inf)])
+    PositiveWeight = restricted_number_type("PositiveWeight", float, [(">", 0), ("<", math.inf)])
     """Of a term that may be 0 or −∞: their product with an infinite weight would be no number, or always −∞."""
 
 
@@ -50,4 +48,30 @@ def _require(kind: Any, value: Any, name: str) -> None:
         try:
             kind(value)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{name}: got {value!r}, expected {(kind.__doc__ or kind.__name__).strip()}") from error
+            raise UserError(f"{name}: got {value!r}, expected {number_words(kind.__name__)}") from error
+
+
+def number_words(name: str) -> str | None:
+    """What the number type of this name takes, as "a whole number above 0"; None if there is none.
+
+    >>> number_words("Fraction")
+    'a number above 0 and at most 1'
+    """
+    for key, kind in registered_types.items():
+        if kind.__name__ == name and len(key) == 3 and key[1] in (int, float):
+            return _in_words(dict(key[0]), "whole number" if key[1] is int else "number")
+    return None
+
+
+def _in_words(bounds: dict[str, float], noun: str) -> str:
+    """`bounds` are numbers by ``>``, ``>=``, ``<`` or ``<=``."""
+    if bounds.get("<") == math.inf:
+        noun, bounds = f"finite {noun}", {sign: bound for sign, bound in bounds.items() if sign != "<"}
+    if set(bounds) == {">="}:
+        return f"a {noun} from {bounds['>=']} on"
+    if set(bounds) == {">=", "<="}:
+        return f"a {noun} from {bounds['>=']} to {bounds['<=']}"
+    return f"a {noun} " + " and ".join(f"{_SIGNS[sign]} {bounds[sign]}" for sign in _SIGNS if sign in bounds)
+
+
+_SIGNS = {">": "above", ">=": "at least", "<": "below", "<=": "at most", "==": "equal to", "!=": "other than"}

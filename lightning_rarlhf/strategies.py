@@ -129,33 +129,6 @@ def require_supported(trainer: pl.Trainer) -> None:
     )
 
 
-def require_asked_precision(trainer: pl.Trainer, asked: object) -> None:
-    """Refuse float16 where the trainer would take bfloat16 in its place, and the run's records would name float16.
-
-    Raises:
-        UserError: with the precisions to choose from.
-    """
-    if str(asked) in ("16", "16-mixed") and trainer.precision != "16-mixed":
-        raise UserError(
-            f"trainer.precision={asked}: Lightning has no float16 on this device and would compute in "
-            f"{trainer.precision}; expected 32-true, or bf16-mixed if that is what you want"
-        )
-
-
-def require_precision(precision: str) -> None:
-    """Refuse what rounds the wrong things: float16 overflows in sampling, and bf16-true rounds every buffer.
-
-    Raises:
-        UserError: with the precisions to choose from.
-    """
-    if precision in ("32-true", "bf16-mixed"):
-        return
-    raise UserError(
-        f"trainer.precision={precision}: expected 32-true or bf16-mixed; for weights in bfloat16 set "
-        "model.policy.dtype: bfloat16 and keep 32-true"
-    )
-
-
 def require_readable(trainer: pl.Trainer, checkpoint: str | None) -> None:
     """Refuse a folder of shards where weights are not sharded, before other processes are launched.
 

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from lightning_rarlhf.class_keys import class_at, classes_below, fields_of, keys_of_class
 from lightning_rarlhf.decoding.method import DecodingMethod
 from lightning_rarlhf.errors import UserError
+from lightning_rarlhf.number_types import number_words
+from lightning_rarlhf.precision import PRECISIONS
 from lightning_rarlhf.reward_models import RewardModel
 
 OWNER = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
@@ -24,9 +26,12 @@ _NO_CLASS = re.compile(r"Expected an instantiatable class, but \S+ is abstract$"
 _NOT_OF_CLASS = re.compile(r"Not a valid subclass of \w+")
 _NO_GROUP = re.compile(r"Unable to load config '(?P<value>.*)'$")
 _EXPECTED = re.compile(r"Expected an? (?P<kind><class '\S+'>|typing\.Literal\[.*?\])(\. Got value: (?P<value>.*))?$")
-_NO_NUMBER = re.compile(
-    r"Not of type \w+: (?P<why>invalid literal for int|could not convert string to float).*?: (?P<value>.*)$"
+_NO_NUMBER = re.compile(r"Not of type (?P<kind>\w+): (?P<why>.*)$")
+_VALUE_IN = re.compile(
+    r"(?:invalid literal for int|could not convert string to float).*?: (?P<text>.*)$"
+    r"|(?P<number>.*?) ?(?:does not conform to restriction|not a number$|not an integer$)"
 )
+"""in jsonargparse's reason; a value that is false, as 0, it leaves out"""
 _CALLABLE = re.compile(
     r"Type typing\.Callable\[.*\] expects a function or a callable class: (?P<why>.*?)(\. Got value: .*)?$"
 )
@@ -60,7 +65,7 @@ _WORDS = {
     "<class 'dict'>": "settings by name",
 }
 _NULL = "<class 'NoneType'>"
-_OURS = {"trainer.precision": "32-true or bf16-mixed", "seed_everything": "a whole number from 0 on"}
+_OURS = {"trainer.precision": PRECISIONS, "seed_everything": "a whole number from 0 on"}
 """where the library takes less than Lightning does"""
 
 
@@ -115,14 +120,24 @@ def _reason(key: str, reasons: list[str], given: str, fields: list[str]) -> str:
         return _expected(key, kinds, value, takes_class=bool(names) and leaf in _KINDS)
     if _NOT_OF_CLASS.match(first):
         return f"got {given}, expected a class: class_path: NAME, and init_args: with its settings below"
-    no_number = _NO_NUMBER.match(first)
+    no_number = _no_number(first, given, or_null=_NULL in kinds)
     if no_number:
-        kind = "<class 'int'>" if no_number["why"].startswith("invalid") else "<class 'float'>"
-        return f"got {no_number['value']}, expected {_WORDS[kind]}"
+        return no_number
     no_callable = _CALLABLE.match(first)
     text = no_callable["why"] if no_callable else first
     plain = given and not given.startswith(("NestedArg(", "Namespace(", "{"))
     return text + (f", got {given}" if plain and given not in text else "")
+
+
+def _no_number(reason: str, given: str, *, or_null: bool) -> str | None:
+    """What a number should have been, if `reason` is about one."""
+    found = _NO_NUMBER.match(reason)
+    words = number_words(found["kind"]) if found else None
+    if not found or not words:
+        return None
+    value = _VALUE_IN.match(found["why"])
+    got = (value["text"] or value["number"] or given) if value else "null" if "NoneType" in found["why"] else given
+    return f"got {got}, expected {words}" + (" or null" if or_null else "")
 
 
 def _alternatives(lines: list[str], number: int, text: str) -> list[str]:
@@ -165,14 +180,15 @@ def _expected(key: str, kinds: list[str], value: str, *, takes_class: bool) -> s
     """What the alternatives take, each once."""
     ours = _OURS.get(key)
     if ours:
-        return f"expected {ours}, got {value}"
+        return f"got {value}, expected {ours}"
     choices = list(dict.fromkeys(choice for kind in kinds for choice in _choices(kind)))
     words = list(dict.fromkeys(_WORDS.get(kind, kind) for kind in kinds if not _choices(kind) and kind != _NULL))
     words += ["the name of a class"] if takes_class else []
     words += ["one of " + ", ".join(map(repr, choices))] if choices else []
     words += ["null"] if _NULL in kinds else []
     near = difflib.get_close_matches(value, [choice for choice in choices if isinstance(choice, str)], n=1)
-    return f"expected {' or '.join(words)}, got {value}" + (f"; did you mean {near[0]!r}?" if near else "")
+    got = "null" if value == "None" else value
+    return f"got {got}, expected {' or '.join(words)}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _choices(kind: str) -> list[str | int]:

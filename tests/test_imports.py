@@ -47,7 +47,13 @@ PLACES = (
     Place("lightning_rarlhf/number_types.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/data_types.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/method.py", 0),
+    Place("lightning_rarlhf/precision.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/class_keys.py", 0),
+    Place(
+        "lightning_rarlhf/null_values.py",
+        0,
+        ("lightning_rarlhf/class_keys.py", "lightning_rarlhf/errors.py", "lightning_rarlhf/number_types.py"),
+    ),
     Place("lightning_rarlhf/config_file.py", 0, ("lightning_rarlhf/errors.py",)),
     Place(
         "lightning_rarlhf/provenance.py",

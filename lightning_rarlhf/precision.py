@@ -1,0 +1,39 @@
+"""The precisions in which the methods compute what they say."""
+
+from __future__ import annotations
+
+from lightning_rarlhf.errors import UserError
+
+_SUPPORTED = ("32-true", "bf16-mixed")
+PRECISIONS = " or ".join(_SUPPORTED)
+"""in words, for messages"""
+
+
+def require_asked_precision(precision: str, asked: object) -> None:
+    """Refuse float16 where the trainer would take bfloat16 in its place, and the run's records would name float16.
+
+    Args:
+        precision: the trainer's.
+        asked: what it was asked for.
+
+    Raises:
+        UserError: with the precisions to choose from.
+    """
+    if str(asked) in ("16", "16-mixed") and precision != "16-mixed":
+        raise UserError(
+            f"trainer.precision={asked}: Lightning has no float16 on this device and would compute in {precision}; "
+            f"expected {PRECISIONS}"
+        )
+
+
+def require_precision(precision: str) -> None:
+    """Refuse what rounds the wrong things: float16 overflows in sampling, and bf16-true rounds every buffer.
+
+    Raises:
+        UserError: with the precisions to choose from.
+    """
+    if precision not in _SUPPORTED:
+        raise UserError(
+            f"trainer.precision={precision}: expected {PRECISIONS}; for weights in bfloat16 set "
+            "model.policy.dtype: bfloat16 and keep 32-true"
+        )
