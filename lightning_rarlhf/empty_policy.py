@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lightning_rarlhf.config import PolicyConfig
+from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.frozen_layers import require_left
 from lightning_rarlhf.hub import base_of_adapter, require_model
 from lightning_rarlhf.lora import add_adapter
@@ -34,8 +36,8 @@ def empty_policy(policy: PolicyConfig) -> ActorCritic:
     """The policy without contents, on the meta device, ready to be rehearsed; quantised weights keep their full shape.
 
     Raises:
-        ModelError: no such model, one that changes its logits after the output layer, adapters for layers that it does
-            not have, or layers to freeze that are not there or cannot be told from the others.
+        ModelError: no such model, one with another head or that changes its logits after the output layer, adapters for
+            layers that it does not have, or layers to freeze that are not there or cannot be told from the others.
     """
     with torch.device("meta"):
         lm = _empty_network(policy)
@@ -53,8 +55,8 @@ def empty_policy(policy: PolicyConfig) -> ActorCritic:
     return actor
 
 
-def read_configuration(name: str, revision: str | None) -> Any:
-    """The configuration of a model, or of the base of an adapter, by hub id or folder.
+def read_configuration(name: str, revision: str | None, what: str = "a model's configuration") -> Any:
+    """The configuration of a model, or of the base of an adapter, by hub id or folder; `what` it is, for a message.
 
     Raises:
         ModelError: nothing there that transformers knows.
@@ -62,8 +64,32 @@ def read_configuration(name: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     require_model(name, revision)
-    base, pinned = base_of_adapter(name, revision) or (name, revision)
-    return load_pretrained(AutoConfig, base, "a model's configuration", revision=pinned)
+    base = base_of_adapter(name, revision)
+    if base is not None:
+        require_model(*base)
+    base_name, pinned = base or (name, revision)
+    return load_pretrained(AutoConfig, base_name, what, revision=pinned)
+
+
+def causal_configuration(name: str, revision: str | None) -> Any:
+    """As `read_configuration`, of a language model.
+
+    Raises:
+        ModelError: nothing there, or a network that was saved with another head: transformers would put a new one, of
+            random weights, in its place.
+    """
+    config = read_configuration(name, revision, "a causal language model")
+    saved_as = list(getattr(config, "architectures", None) or [])
+    if saved_as and all(_OTHER_HEAD.search(kind) for kind in saved_as):
+        raise ModelError(
+            f"{name}: holds {saved_as[0]}, expected a causal language model; give the language model that it was made "
+            "from, or another"
+        )
+    return config
+
+
+_OTHER_HEAD = re.compile(r"For(Sequence|Token)Classification$|ForQuestionAnswering$|ForMultipleChoice$|ForMaskedLM$")
+"""in what a model's own configuration calls it"""
 
 
 def _require_known_way(actor: ActorCritic, name: str) -> None:
@@ -85,7 +111,7 @@ def _empty_network(policy: PolicyConfig) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     options = {} if policy.attn_implementation is None else {"attn_implementation": policy.attn_implementation}
-    config = read_configuration(policy.pretrained, policy.revision)
+    config = causal_configuration(policy.pretrained, policy.revision)
     try:
         lm: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,

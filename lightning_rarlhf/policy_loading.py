@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_rarlhf.config import PolicyConfig
-from lightning_rarlhf.empty_policy import empty_policy
+from lightning_rarlhf.empty_policy import causal_configuration, empty_policy
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.hub import base_of_adapter, require_model
+from lightning_rarlhf.hub import base_of_adapter
 from lightning_rarlhf.lora import START, add_adapter
 from lightning_rarlhf.own_code import load_pretrained
 from lightning_rarlhf.plain_text import first_line
@@ -40,14 +40,13 @@ def load_causal_lm(config: PolicyConfig, device: torch.device | None = None) -> 
         device: where quantised weights are made (they cannot always be moved afterwards); none = the CPU.
 
     Raises:
-        ModelError: nothing there, or not a causal language model.
+        ModelError: nothing there, not a causal language model, or one of whose weights some are missing.
     """
-    require_model(config.pretrained, config.revision)
+    causal_configuration(config.pretrained, config.revision)
     base = base_of_adapter(config.pretrained, config.revision)
     if base is None:
         lm = _from_pretrained(config.pretrained, config.revision, config, device)
     else:
-        require_model(*base)
         lm = _with_adapter(_from_pretrained(*base, config, device), config)
     if config.gradient_checkpointing:
         lm.activation_checkpointing_enable()
@@ -66,9 +65,16 @@ def _from_pretrained(
         options["quantization_config"] = _quantization(config)
         options["device_map"] = {"": device or torch.device("cpu")}
     options["dtype"] = getattr(torch, config.dtype)
-    lm: PreTrainedModel = load_pretrained(
-        AutoModelForCausalLM, name, "a causal language model", revision=revision, **options
+    lm: PreTrainedModel
+    lm, loading = load_pretrained(
+        AutoModelForCausalLM, name, "a causal language model", revision=revision, output_loading_info=True, **options
     )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{name}: lacks {len(missing)} of its network's weights, which would be random, {missing[0]} first; give a "
+            "complete copy"
+        )
     width = int(lm.config.get_text_config().hidden_size)
     if config.quantization == "4bit" and width < _NF4_BLOCK:
         raise ModelError(

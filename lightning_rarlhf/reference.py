@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_rarlhf.config import PolicyConfig
-from lightning_rarlhf.empty_policy import read_configuration
+from lightning_rarlhf.empty_policy import causal_configuration
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.hub import require_model, split_revision
 from lightning_rarlhf.lora import WithoutAdapter
@@ -76,7 +76,7 @@ def load_reference(
     if own and policy.frozen_layers:
         return FrozenModel(actor.twin())
     name, revision = reference_of(policy, named)
-    vocabulary = int(read_configuration(name, revision).get_text_config().vocab_size)
+    vocabulary = int(causal_configuration(name, revision).get_text_config().vocab_size)
     if vocabulary != actor.vocabulary:
         raise ModelError(
             f"reference {name} has {vocabulary} tokens, the policy {policy.pretrained} "

@@ -224,7 +224,19 @@ CASES = {
     "reward out of reach": (["--model.reward.pretrained", "someone/unknown"], r"someone/unknown.*local folder"),
     "no model": (["--model.policy.pretrained", "{world}/empty_folder"], r"holds no config\.json"),
     "no folder": (["--model.policy.pretrained", "{world}/not_there"], r"no such folder"),
-    "classifier as reference": (["--model.reference", "{world}/empty_folder"], r"holds no config\.json"),
+    "no model as reference": (["--model.reference", "{world}/empty_folder"], r"holds no config\.json"),
+    "classifier as reference": (
+        ["--model.reference", "{world}/reward"],
+        r"reward: holds BertForSequenceClassification, expected a causal language model",
+    ),
+    "classifier as policy": (
+        ["--model.policy.pretrained", "{world}/reward"],
+        r"reward: holds BertForSequenceClassification, expected a causal language model",
+    ),
+    "policy as classifier": (
+        ["--model.reward.pretrained", "{world}/policy"],
+        r"policy: has no trained classification head .*; give a sequence classifier$",
+    ),
     "misspelt key": (
         ["--model.samplin.temperature", "2"],
         r"unknown key 'samplin.temperature'.*'sampling.temperature'",

@@ -202,7 +202,7 @@ class TestShards:
 def test_the_base_of_an_adapter_is_loaded_at_the_adapters_revision(tmp_path, monkeypatch):
     import json
 
-    from lightning_rarlhf import policy_loading
+    from lightning_rarlhf import empty_policy, policy_loading
     from lightning_rarlhf.hub import base_of_adapter
 
     (tmp_path / "adapter").mkdir()
@@ -211,12 +211,16 @@ def test_the_base_of_an_adapter_is_loaded_at_the_adapters_revision(tmp_path, mon
     assert base_of_adapter(str(tmp_path / "adapter")) == ("owner/base", "c0ffee")
     asked = []
 
+    def configuration(kind, name, what, *, revision=None, **options):
+        asked.append((name, revision))
+
     def reached(kind, name, what, *, revision=None, **options):
         asked.append((name, revision))
         raise ModelError("reached")
 
-    monkeypatch.setattr(policy_loading, "require_model", lambda *args: None)
+    monkeypatch.setattr(empty_policy, "require_model", lambda *args: None)
+    monkeypatch.setattr(empty_policy, "load_pretrained", configuration)
     monkeypatch.setattr(policy_loading, "load_pretrained", reached)
     with pytest.raises(ModelError, match="reached"):
         load_causal_lm(PolicyConfig(pretrained=str(tmp_path / "adapter")))
-    assert asked == [("owner/base", "c0ffee")]
+    assert asked == [("owner/base", "c0ffee")] * 2

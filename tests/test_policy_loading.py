@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lightning_rarlhf.config import PolicyConfig
+from lightning_rarlhf.empty_policy import empty_policy
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.policy_loading import (
     VALUE_HEAD_FILE,
@@ -12,7 +14,7 @@ from lightning_rarlhf.policy_loading import (
     load_causal_lm,
 )
 from lightning_rarlhf.tokenizer import load_tokenizer
-from tests.tiny_models import causal_lm, save_policy
+from tests.tiny_models import causal_lm, save_classifier, save_policy
 
 
 def actor_of(folder, **config):
@@ -66,3 +68,50 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 def test_layers_too_narrow_for_four_bits_are_refused(policy_folder):
     with pytest.raises(ModelError, match=r"blocks of 64 weights, its layers have 16 inputs; .*8bit"):
         load_causal_lm(PolicyConfig(pretrained=str(policy_folder), quantization="4bit"))
+
+
+@pytest.fixture
+def loud():
+    """transformers as a user has it, table of missing weights included; the tests' own silence would hide it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    yield
+    logging.set_verbosity(before)
+
+
+@pytest.mark.usefixtures("loud")
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "GPT2ForSequenceClassification"])
+def test_a_classifier_is_no_policy(tmp_path, policy_folder, capfd, kind):
+    if kind.startswith("GPT2"):  # has all weights of the language model, tied as its output layer is
+        from transformers import AutoModelForSequenceClassification
+
+        AutoModelForSequenceClassification.from_pretrained(policy_folder).save_pretrained(save_policy(tmp_path))
+    else:
+        save_classifier(tmp_path)
+    config = PolicyConfig(pretrained=str(tmp_path))
+    capfd.readouterr()
+    for load in (load_causal_lm, empty_policy):
+        with pytest.raises(
+            ModelError, match=f"holds {kind}, expected a causal language model; give the language model"
+        ):
+            load(config)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("loud")
+def test_missing_weights_are_not_made_up(tmp_path, capfd):
+    weights = load_file(save_policy(tmp_path) / "model.safetensors")
+    lost = weights.pop("transformer.h.1.mlp.c_fc.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    capfd.readouterr()
+    with pytest.raises(
+        ModelError, match=r"lacks 1 of its network's weights, .*random, transformer\.h\.1\.mlp\.c_fc\.weight"
+    ):
+        load_causal_lm(PolicyConfig(pretrained=str(tmp_path)))
+    assert "LOAD REPORT" not in capfd.readouterr().err
+    own = {"transformer.h.1.mlp.c_fc.weight": lost, "v_head.summary.weight": torch.zeros(1, 16)}  # as TRL saves it
+    save_file(weights | own, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    load_causal_lm(PolicyConfig(pretrained=str(tmp_path)))
+    assert "LOAD REPORT" not in capfd.readouterr().err
