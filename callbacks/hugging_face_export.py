@@ -44,8 +44,11 @@ class HuggingFaceExport(Callback):
             raise UserError("HuggingFaceExport.form adapter: none is trained; set model.policy.lora, or form: merged")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Export, unless the fit was interrupted or only a trial (fast_dev_run)."""
+        """Export, unless the fit was interrupted, only a trial (fast_dev_run), or of no step (max_time)."""
         if not isinstance(pl_module, LanguageModule) or trainer.interrupted or getattr(trainer, "fast_dev_run", False):
+            return
+        if not trainer.global_step:
+            rank_zero_info("exported nothing: no step was taken")
             return
         actor = pl_module.whole_actor()
         if actor is None or not trainer.is_global_zero:

@@ -29,6 +29,7 @@ from lightning_rarlhf.precision import require_asked_precision
 from lightning_rarlhf.provenance import method_settings
 from lightning_rarlhf.quiet import quiet
 from lightning_rarlhf.redaction import redacted, redacted_yaml
+from lightning_rarlhf.run_length import require_steps
 from lightning_rarlhf.run_start import taken_back_if_refused
 from lightning_rarlhf.strategies import (
     require_known_strategy,
@@ -207,6 +208,7 @@ class TrainCLI(LightningCLI):
         require_readable(self.trainer, config.get("ckpt_path"))
         self.model.config_text = redacted_yaml(self.parser.dump(self.config, skip_none=False))
         if self.config.subcommand == "fit":
+            require_steps(self.trainer)
             require_fit(self.model)
             whole = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
             self.model.method_settings = method_settings(whole["fit"])

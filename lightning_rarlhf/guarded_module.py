@@ -21,6 +21,7 @@ from lightning_rarlhf.errors import NumericalError
 from lightning_rarlhf.guards import agree, broken_gradients, gradient_norm, judge_gradient
 from lightning_rarlhf.plain_text import visible
 from lightning_rarlhf.redaction import redacted_yaml
+from lightning_rarlhf.run_length import require_steps
 
 CRASH = "crash"
 """folder of a run's crash bundles"""
@@ -47,6 +48,11 @@ class GuardedModule(pl.LightningModule):
         self._in_a_row = 0
         self._bundles = 0
         self._batch: PromptBatch | TextBatch | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse a fit that would train nothing."""
+        if stage == "fit":
+            require_steps(self.trainer)
 
     def count_iteration(self) -> None:
         """Let the trainer's `global_step` rise by one, whatever the optimizer did in this iteration."""

@@ -67,6 +67,7 @@ class LanguageModule(RecordedModule):
 
     def setup(self, stage: str) -> None:
         """Load what is frozen, on this process's device; choose the seed of all sampling."""
+        super().setup(stage)
         require_precision(str(self.trainer.precision))
         require_supported(self.trainer)
         self.require_workable(self.trainer)

@@ -254,7 +254,7 @@ class RewardModule(GuardedModule):
         if not trainer.is_global_zero or trainer.interrupted or getattr(trainer, "fast_dev_run", False):
             return
         if not trainer.global_step:  # the head may be random
-            rank_zero_info("exported nothing: no step was taken; set trainer.max_epochs or trainer.max_steps")
+            rank_zero_info("exported nothing: no step was taken")
             return
         folder = Path(trainer.default_root_dir) / "huggingface"
         export_classifier(self.classifier, self.tokenizer, folder)

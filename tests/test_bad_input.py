@@ -200,6 +200,12 @@ CASES = {
         ["--model.reward.sign", "null"],
         r"^error: model\.reward\.sign: got null, expected one of 1, -1; leave it out for its default$",
     ),
+    "no iteration": (
+        ["--trainer.max_steps", "0"],
+        r"^error: trainer\.max_steps=0: fit would train nothing; give a number above 0, or leave it out; `test`",
+    ),
+    "no epoch": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "0"], r"trainer\.max_epochs=0: fit would train"),
+    "no batch": (["--trainer.limit_train_batches", "0"], r"trainer\.limit_train_batches=0: fit would train nothing"),
     "misspelt group": (["--modle.policy.pretrained", "x"], r"'modle\.policy\.pretrained'; did you mean 'model'\?"),
     "shortened name": (
         ["--trainer.max_step", "4"],

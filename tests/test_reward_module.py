@@ -446,12 +446,15 @@ def test_mistakes_are_one_line_and_exit_2(backbone, tmp_path, capsys, case):
     assert not (tmp_path / "run" / "huggingface").exists()
 
 
-def test_a_fit_of_no_step_exports_no_random_head(backbone, tmp_path):
+def test_a_fit_of_no_step_exports_no_random_head(backbone, tmp_path, capsys):
     data = write_csv(tmp_path / "labelled.csv", texts(60))
     config = ["--config", str(ROOT / "configs" / "reward" / "labels.yaml"), "--data.path", str(data)]
-    arguments = ["--data.label_columns", "[toxic]", "--trainer.max_epochs", "0"]
-    train.main(["fit", *config, *common(backbone, tmp_path / "run"), *QUIET, *arguments])
+    arguments = ["fit", *config, *common(backbone, tmp_path / "run"), *QUIET, "--data.label_columns", "[toxic]"]
+    train.main([*arguments, "--trainer.max_time", "00:00:00:00"])
     assert not (tmp_path / "run" / "huggingface").exists()
+    with pytest.raises(SystemExit):
+        train.main([*arguments, "--trainer.max_epochs", "0"])
+    assert "error: trainer.max_epochs=0: fit would train nothing" in capsys.readouterr().err
 
 
 def test_a_divided_network_is_refused():

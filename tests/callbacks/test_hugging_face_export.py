@@ -96,3 +96,9 @@ def test_the_folder_is_the_users_choice(world, tmp_path):
     train.main(["fit", *fit_arguments, "--trainer.callbacks", callbacks, "--trainer.max_steps", "1"])
     assert weights_of(tmp_path / "mine").numel() > 0
     assert not (tmp_path / "huggingface").exists()
+
+
+def test_a_fit_that_took_no_step_exports_nothing(world, tmp_path, caplog):
+    fit(world, tmp_path, "--trainer.max_time", "00:00:00:00")
+    assert not (tmp_path / "huggingface").exists()
+    assert "exported nothing: no step was taken" in caplog.text
