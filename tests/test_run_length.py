@@ -10,6 +10,8 @@ from lightning_rarlhf.reward_module import RewardModule
 from lightning_rarlhf.sft_module import SFTModule
 from tests.quiet_trainer import quiet_trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+
 
 @pytest.mark.parametrize("setting", ["max_steps", "max_epochs", "limit_train_batches"])
 @pytest.mark.parametrize("module", [SFTModule(PolicyConfig(pretrained="not/loaded")), RewardModule()])
