@@ -42,7 +42,7 @@ def require_values(settings: Any, key: str, kind: type | None = None) -> None:
     for name, value in (vars(settings) if isinstance(settings, Namespace) else settings).items():
         hint = hints.get(name)
         if value is None and not _takes_null(hint):
-            raise UserError(f"{key}.{name}: got null, expected {_in_words(hint)}; leave it out for its default")
+            raise UserError(f"{key}.{name}: got null or nothing, expected {_in_words(hint)}")
         require_values(value, f"{key}.{name}", group_of(hint))
 
 

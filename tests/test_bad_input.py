@@ -186,19 +186,19 @@ CASES = {
     ),
     "null for a data module's number": (
         ["--data.batch_size", "null"],
-        r"^error: data\.batch_size: got null, expected a whole number above 0; leave it out for its default$",
+        r"^error: data\.batch_size: got null or nothing, expected a whole number above 0$",
     ),
     "null for a callback's number": (
         ["--trainer.callbacks.warmup", "null"],
-        r"^error: trainer\.callbacks\.warmup: got null, expected a whole number from 0 on; leave it out",
+        r"^error: trainer\.callbacks\.warmup: got null or nothing, expected a whole number from 0 on$",
     ),
     "null for a group": (
         ["--model.kl", "null"],
-        r"^error: model\.kl: got null, expected settings by name; leave it out",
+        r"^error: model\.kl: got null or nothing, expected settings by name$",
     ),
     "null for a choice": (
         ["--model.reward.sign", "null"],
-        r"^error: model\.reward\.sign: got null, expected one of 1, -1; leave it out for its default$",
+        r"^error: model\.reward\.sign: got null or nothing, expected one of 1, -1$",
     ),
     "no iteration": (
         ["--trainer.max_steps", "0"],

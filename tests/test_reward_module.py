@@ -416,7 +416,7 @@ CASES = {
     "no network there": ([], ["--model.backbone.pretrained", "{tmp}/nowhere"], r"nowhere: no such folder"),
     "prompts in place of labels": (
         [],
-        ["--data", "TextFileDataModule"],
+        ["--data", "TextFileDataModule", "--data.prompt_tokens", "4"],
         r"RewardModule learns from labelled texts or preferences; set --data",
     ),
 }
