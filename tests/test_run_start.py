@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -72,6 +73,30 @@ def test_what_was_there_before_stays_as_it_was(tmp_path, kind):
     before = contents(tmp_path)
     fit(tmp_path, kind(tmp_path, name="lightning_logs", version=3), UserError("no"))
     assert contents(tmp_path) == before
+
+
+def test_what_a_run_beside_it_wrote_is_not_undone(tmp_path):
+    """Two runs of one folder: the second starts after the first has looked at it, and goes on when that is refused."""
+    (tmp_path / CONFIG).write_text("the former")
+
+    def begin() -> AbstractContextManager[None]:
+        trainer = pl.Trainer(default_root_dir=tmp_path, logger=False, accelerator="cpu", enable_checkpointing=False)
+        return taken_back_if_refused(trainer)
+
+    def write_and_be_refused(text: str, *beside: AbstractContextManager[None]) -> None:
+        for run in beside:
+            run.__enter__()
+        (tmp_path / CONFIG).write_text(text)
+        raise UserError("no")
+
+    second = begin()
+    with pytest.raises(UserError), begin():
+        write_and_be_refused("the second's", second)
+    assert (tmp_path / CONFIG).read_text() == "the second's"
+    second.__exit__(None, None, None)
+    with pytest.raises(UserError), begin():  # alone again
+        write_and_be_refused("a third's")
+    assert (tmp_path / CONFIG).read_text() == "the second's"
 
 
 def test_without_a_logger_the_former_configuration_is_put_back(tmp_path):

@@ -39,6 +39,7 @@ class Resampling(TypedDict):
 
 _MEANS = {"score_mean": "score", "kl_mean": "kl", "response_length_mean": "tokens", "eos_rate": "stopped"}
 _CLASSES = {"score_mean/wanted": 1, "score_mean/unwanted": 0}
+_NUMBER = r"-?\d+\.?\d*(?:e[-+]?\d+)?"
 _STORED = 1e-6
 """difference at which a recomputed metric is no longer the one that the results file holds"""
 
@@ -102,11 +103,11 @@ def _definition(run: Run, metric: str, prompt_score: Array) -> tuple[str, NDArra
     prefix, _, name = metric.rpartition("/")
     if metric in _CLASSES:
         return "score", run.columns["label"][:, 0] == _CLASSES[metric], None
-    if found := re.fullmatch(r"score_tail_le_(.+)", metric):
+    if found := re.fullmatch(rf"score_tail_le_({_NUMBER})", metric):
         return "score", prompt_score <= as_score(float(found[1])), None
-    if found := re.fullmatch(r"score_tail_lowest_(.+)", metric):
+    if (found := re.fullmatch(rf"score_tail_lowest_({_NUMBER})", metric)) and 0 < float(found[1]) <= 100:
         return "score", _lowest(prompt_score, float(found[1]) / 100), None
-    if found := re.fullmatch(r"cvar_([\d.]+)", name):
+    if (found := re.fullmatch(rf"cvar_({_NUMBER})", name)) and 0 < float(found[1]) <= 100:
         return prefix or "score", everyone, float(found[1]) / 100
     if prefix.startswith("judge/") and name == "score_mean":
         return prefix, everyone, None

@@ -51,8 +51,8 @@ class Band(NamedTuple):
 def read_training_curves(run: Path) -> dict[str, TrainingCurve]:
     """The quantities of `CURVES` that were logged under ``run/lightning_logs``; empty if there are none.
 
-    A run that was stopped and resumed has several event files: a later file replaces an earlier one from its own first
-    iteration on.
+    A run that was stopped and resumed has several event files, in folders of their own or in one: a later file replaces
+    an earlier one from its own first iteration on.
     """
     versions = sorted((run / LOGS).glob("version_*"), key=lambda path: int(re.sub(r"\D", "", path.name) or 0))
     read = [_read_scalars(version) for version in versions]
@@ -67,12 +67,19 @@ def _read_scalars(version: Path) -> dict[str, TrainingCurve]:
     accumulator.Reload()
     found = {}
     for tag in set(CURVES) & set(accumulator.Tags()["scalars"]):
-        events = accumulator.Scalars(tag)
+        events = sorted(accumulator.Scalars(tag), key=lambda event: event.wall_time)  # whichever file came first
         steps, values = (
             np.array([getattr(event, name) for event in events], dtype=float) for name in ("step", "value")
         )
-        found[tag] = TrainingCurve(steps, values)
+        found[tag] = _ascending(TrainingCurve(steps, values))
     return found
+
+
+def _ascending(curve: TrainingCurve) -> TrainingCurve:
+    """Without what was logged again: of a run that was resumed into the same folder, later events count."""
+    least_after = np.minimum.accumulate(np.append(curve.iteration[1:], np.inf)[::-1])[::-1]
+    kept = curve.iteration < least_after
+    return TrainingCurve(curve.iteration[kept], curve.value[kept])
 
 
 def _joined(parts: Sequence[TrainingCurve]) -> TrainingCurve | None:

@@ -58,6 +58,25 @@ def test_a_metric_that_is_no_number_of_the_prompts_is_not_measured(tmp_path: Pat
     assert measure(other, "perplexity", run.columns["prompt_score"][:, 0]) is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "score_tail_le_low",
+        "score_tail_lowest_few",
+        "score_tail_lowest_0",
+        "score_tail_lowest_400",
+        "cvar_1.2.3",
+        "cvar_.",
+        "cvar_0",
+        "cvar_300",
+    ],
+)
+def test_a_metric_of_another_programs_name_is_shown_and_not_measured(tmp_path: Path, name: str) -> None:
+    run = read_run(write_run(tmp_path, scores_of(1)))
+    known = next(iter(run.metrics.values()))
+    assert measure(replace(run, metrics={name: known}), name, run.columns["prompt_score"][:, 0]) is None
+
+
 def test_a_stored_tail_of_less_than_one_prompt_is_not_compared(tmp_path: Path) -> None:
     scores = np.stack([scores_of(seed, n=6) for seed in range(4)], axis=1)
     run = read_run(write_run(tmp_path, scores, prompt_scores=difficulty(6)))

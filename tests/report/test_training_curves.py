@@ -43,6 +43,15 @@ def test_a_resumed_run_goes_on_where_the_later_file_begins(tmp_path: Path) -> No
     assert found.value.tolist() == [0.0, 1.0, 20.0, 30.0, 40.0]
 
 
+def test_a_run_that_was_resumed_into_the_same_folder_has_each_iteration_once(tmp_path: Path) -> None:
+    """A logger with a version of its own: both files lie in one folder, and the killed run's last iterations twice."""
+    log(tmp_path, 0, {SCORE: [0.0, 1.0, 2.0, 3.0]})
+    log(tmp_path, 0, {SCORE: [20.0, 30.0, 40.0]}, start=2)
+    found = read_training_curves(tmp_path)[SCORE]
+    assert found.iteration.tolist() == [0, 1, 2, 3, 4]
+    assert found.value.tolist() == [0.0, 1.0, 20.0, 30.0, 40.0]
+
+
 def test_a_run_that_was_begun_anew_replaces_the_old_one(tmp_path: Path) -> None:
     log(tmp_path, 0, {SCORE: [0.0] * 9})
     log(tmp_path, 1, {SCORE: [7.0, 8.0]})
