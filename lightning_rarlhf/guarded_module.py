@@ -17,11 +17,13 @@ from torch.optim import Optimizer
 from lightning_rarlhf.config import GuardConfig
 from lightning_rarlhf.crash_bundle import evidence_of, write_crash_bundle
 from lightning_rarlhf.data_types import PromptBatch, Rollout, TextBatch
+from lightning_rarlhf.distributed import world_size
 from lightning_rarlhf.errors import NumericalError
 from lightning_rarlhf.guards import agree, broken_gradients, gradient_norm, judge_gradient
 from lightning_rarlhf.plain_text import visible
 from lightning_rarlhf.redaction import redacted_yaml
 from lightning_rarlhf.run_length import require_steps
+from lightning_rarlhf.step_mean import StepMean
 
 CRASH = "crash"
 """folder of a run's crash bundles"""
@@ -48,6 +50,7 @@ class GuardedModule(pl.LightningModule):
         self._in_a_row = 0
         self._bundles = 0
         self._batch: PromptBatch | TextBatch | None = None
+        self._step_mean = StepMean()
 
     def setup(self, stage: str) -> None:
         """Refuse a fit that would train nothing."""
@@ -155,6 +158,19 @@ class GuardedModule(pl.LightningModule):
         rollout = {} if self.rollout is None else {f"rollout.{n}": t for n, t in evidence_of(self.rollout).items()}
         return (rollout or batch) | {name: value for name, value in error.evidence.items() if isinstance(value, Tensor)}
 
+    def share_of_step(self, losses: Tensor, count: Tensor, batch_idx: int) -> Tensor:
+        """What an automatic `training_step` returns, so that each step follows the mean over all that its batches hold.
+
+        Args:
+            losses: a scalar, their sum on this process.
+            count: a scalar, of how many (tokens, labels, ...) on all processes.
+            batch_idx: 0-based place of the batch in its epoch.
+        """
+        together = self.trainer.accumulate_grad_batches
+        share = self._step_mean.share(losses, count, begins=batch_idx % together == 0)
+        # Lightning divides by `together`; DDP and FSDP average over the processes, whose shares must add up
+        return share * world_size() * together
+
     # automatic optimization: the closure runs before anything is changed, so an error in it leaves everything as it was
 
     def optimizer_step(
@@ -170,6 +186,7 @@ class GuardedModule(pl.LightningModule):
             assert optimizer_closure is not None
             loss = optimizer_closure()
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self._step_mean.settle(parameters)
             judge_gradient(gradient_norm(parameters))
             return loss
 

@@ -35,21 +35,6 @@ class DecayOverRun(LambdaLR):
         self._last_lr = [group["lr"] for group in groups]
 
 
-def share_of_step(trainer: pl.Trainer, batch_idx: int) -> float:
-    """What a batch's loss is multiplied by, so that a step takes the mean over the batches that it has.
-
-    Lightning divides each loss by `accumulate_grad_batches`, also in an epoch's last step, which may have fewer. Of a
-    loader without a length nobody knows which step is the last; there it stays so.
-
-    Args:
-        trainer: which optimises by itself.
-        batch_idx: 0-based place of the batch in its epoch.
-    """
-    together, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
-    left = batches % together if batches < float("inf") else 0
-    return together / left if left and batch_idx >= batches - left else 1.0
-
-
 def with_linear_decay(
     optimizer: Optimizer, trainer: pl.Trainer, *, warmup: float = 0.0, steps_per_batch: int = 1
 ) -> OptimizerLRSchedulerConfig:

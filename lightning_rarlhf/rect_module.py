@@ -14,10 +14,9 @@ from torchmetrics.classification import BinaryAUROC
 from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.decoding.risk_head import RISK_HEAD_FILE, RiskHead, save_risk_head
-from lightning_rarlhf.distributed import total, world_size
+from lightning_rarlhf.distributed import total
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.language_module import LanguageModule
-from lightning_rarlhf.optimizing import share_of_step
 from lightning_rarlhf.results_file import weights_sha256
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import SamplingSeed
@@ -96,13 +95,12 @@ class RectModule(LanguageModule):
         assert self.seed is not None
         samples = self.generate(batch, SamplingSeed(base=self.seed, iteration=self.global_step))
         bad = self.ended_badly(samples)
-        loss = self.loss(samples, bad)
+        losses, tokens = self.losses(samples, bad), total(samples.response_mask.sum())
         ended, rows = total(torch.stack([bad.sum(), torch.ones_like(bad).sum()]))
         self.outcomes += torch.stack([ended, rows]).long()
-        figures = {"rect/loss": total(loss), "rect/bad_rate": ended / rows}
+        figures = {"rect/loss": total(losses / tokens), "rect/bad_rate": ended / rows}
         self.log_dict(figures, prog_bar=True, on_step=True, batch_size=len(batch))
-        # DDP averages over the processes, whose shares of the loss must add up
-        return loss * world_size() * share_of_step(self.trainer, batch_idx)
+        return self.share_of_step(losses, tokens, batch_idx)
 
     def ended_badly(self, samples: Samples) -> Tensor:
         """f32 [B], 1 = scored below `bad_below`."""
@@ -118,10 +116,14 @@ class RectModule(LanguageModule):
 
     def loss(self, samples: Samples, bad: Tensor) -> Tensor:
         """This process's share of the mean cross-entropy a token over all processes, in nats; `bad` f32 [B]."""
+        return self.losses(samples, bad) / total(samples.response_mask.sum())
+
+    def losses(self, samples: Samples, bad: Tensor) -> Tensor:
+        """Sum of the cross-entropies of this process's tokens, in nats; `bad` f32 [B]."""
         logits = self.risk_logits(samples)
         targets = bad[:, None].expand_as(logits)
         losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return torch.where(samples.response_mask, losses, 0.0).sum() / total(samples.response_mask.sum())
+        return torch.where(samples.response_mask, losses, 0.0).sum()
 
     def on_validation_epoch_start(self) -> None:
         self._loss = MeanMetric().to(self.device)

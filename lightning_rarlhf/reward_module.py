@@ -27,11 +27,11 @@ from lightning_rarlhf.classifier import (
 )
 from lightning_rarlhf.config import BackboneConfig, GuardConfig
 from lightning_rarlhf.data_types import LabelledBatch, PreferenceBatch
-from lightning_rarlhf.distributed import gather_items, total, world_size
+from lightning_rarlhf.distributed import gather_items, total
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
 from lightning_rarlhf.guarded_module import GuardedModule
-from lightning_rarlhf.optimizing import go_on, share_of_step, with_linear_decay
+from lightning_rarlhf.optimizing import go_on, with_linear_decay
 from lightning_rarlhf.resume import settings_of
 from lightning_rarlhf.reward_report import (
     aurocs_of_labels,
@@ -154,10 +154,9 @@ class RewardModule(GuardedModule):
         place = (self.seed or 0, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
         losses, count, _ = self._outcome(batch)
-        loss = losses / total(count)
-        self.log("reward/loss", total(loss), prog_bar=True, on_step=True, batch_size=len(batch))
-        # DDP averages over the processes, whose shares of the loss must add up
-        return loss * world_size() * share_of_step(self.trainer, batch_idx)
+        known = total(count)
+        self.log("reward/loss", total(losses / known), prog_bar=True, on_step=True, batch_size=len(batch))
+        return self.share_of_step(losses, known, batch_idx)
 
     def margins(self, batch: PreferenceBatch) -> Tensor:
         """f32 [B], r_chosen − r_rejected, both read in one pass."""

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
-from lightning_rarlhf.distributed import total, world_size
+from lightning_rarlhf.distributed import total
 from lightning_rarlhf.language_module import LanguageModule
-from lightning_rarlhf.optimizing import share_of_step, with_linear_decay
+from lightning_rarlhf.optimizing import with_linear_decay
 from lightning_rarlhf.reward_models import RewardModel
 
 
@@ -65,14 +65,11 @@ class SFTModule(LanguageModule):
         return with_linear_decay(optimizer, self.trainer) if self.linear_decay else optimizer
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        """Mean negative log-likelihood per token, over all processes.
-
-        Batches that are accumulated to one step count alike, however many tokens they have.
-        """
-        loss = self.loss(batch)
-        self.log("sft/loss", total(loss), prog_bar=True, on_step=True, batch_size=len(batch))
-        # DDP and FSDP average over the processes, whose shares of the loss must add up
-        return loss * world_size() * share_of_step(self.trainer, batch_idx)
+        """Mean negative log-likelihood per token, over all processes and all batches of an optimizer step."""
+        nll, tokens = self.nll(batch)
+        count = total(tokens)
+        self.log("sft/loss", total(nll / count), prog_bar=True, on_step=True, batch_size=len(batch))
+        return self.share_of_step(nll, count, batch_idx)
 
     def loss(self, batch: TextBatch) -> Tensor:
         """This process's share of −mean log π(x_t | x_<t) over the tokens after each text's first, in nats."""

@@ -47,6 +47,7 @@ PLACES = (
     Place("lightning_rarlhf/number_types.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/data_types.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/method.py", 0),
+    Place("lightning_rarlhf/step_mean.py", 0),
     Place("lightning_rarlhf/run_length.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/precision.py", 0, ("lightning_rarlhf/errors.py",)),
     Place("lightning_rarlhf/class_keys.py", 0),

@@ -5,7 +5,7 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.data_types import TextBatch
@@ -151,8 +151,21 @@ def test_only_the_language_model_is_trained(policy_folder, tmp_path):
     assert all(parameter.grad is None for parameter in module.actor.value_head.parameters())
 
 
+class Stream(IterableDataset):
+    """Batches whose number nobody knows beforehand."""
+
+    def __init__(self, batches: list[TextBatch]) -> None:
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("batches", [2, 3, 4])
-def test_an_epochs_last_accumulated_step_is_the_mean_of_the_batches_it_has(policy_folder, tmp_path, batches):
+def test_an_accumulated_step_is_the_mean_over_the_tokens_of_the_batches_it_has(
+    policy_folder, tmp_path, batches, stream
+):
     data = [text_batch([TEXTS[number % 3]]) for number in range(batches)]
     module = SFTModule(
         policy=PolicyConfig(pretrained=str(policy_folder)),
@@ -160,13 +173,15 @@ def test_an_epochs_last_accumulated_step_is_the_mean_of_the_batches_it_has(polic
         linear_decay=False,
     )
     trainer = quiet_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=3)
-    trainer.fit(module, DataLoader(data, batch_size=None))
+    trainer.fit(module, DataLoader(Stream(data) if stream else data, batch_size=None))
     assert trainer.global_step == -(-batches // 3)
     by_hand = module_of(policy_folder)
     optimizer = torch.optim.SGD(by_hand.actor.lm.parameters(), lr=0.1)
     for start in range(0, batches, 3):
         optimizer.zero_grad()
-        torch.stack([by_hand.loss(batch) for batch in data[start : start + 3]]).mean().backward()
+        losses, tokens = zip(*(by_hand.nll(batch) for batch in data[start : start + 3]), strict=True)
+        assert len({count.item() for count in tokens}) > 1 or len(tokens) == 1
+        (sum(losses) / sum(tokens)).backward()
         optimizer.step()
     for ours, theirs in zip(module.actor.lm.parameters(), by_hand.actor.lm.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
