@@ -37,7 +37,9 @@ class RunDataModule(pl.LightningDataModule, ABC):
     @property
     def source(self) -> str:
         """Where rows come from, without a machine's own folders: hub id, or name of the local folder or file."""
-        return Path(self.path).expanduser().resolve().name if self.path else str(self.hub_id or type(self).__name__)
+        if self.path:
+            return Path(os.path.abspath(Path(self.path).expanduser())).name  # a link by its own name, not its target's
+        return str(self.hub_id or type(self).__name__)
 
     def train_dataloader(self) -> PromptLoader[Any]:
         self._train_loader = self._loader("train")

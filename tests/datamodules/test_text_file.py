@@ -48,6 +48,14 @@ def test_single_file_with_everything_named(tmp_path: Path, tokenizer_folder: str
             assert score == number / 4
 
 
+def test_a_link_into_the_hub_clients_cache_is_called_by_its_own_name(tmp_path: Path, tokenizer_folder: str) -> None:
+    write_csv(tmp_path / ("0" * 40), rows(20))
+    (tmp_path / "mine.csv").symlink_to(tmp_path / ("0" * 40))
+    data = module(tokenizer_folder, path=str(tmp_path / "mine.csv"), text_column="body")
+    data.setup("fit")
+    assert (data.identity()["source"], data.identity()["name"]) == ("mine.csv", "mine")
+
+
 def test_text_alone(tmp_path: Path, tokenizer_folder: str) -> None:
     path = write_jsonl(tmp_path / "mine.jsonl", [{"text": row["body"]} for row in rows(30)])
     data = module(tokenizer_folder, path=str(path))
