@@ -93,7 +93,9 @@ class RectModule(LanguageModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Draw, score, and fit the head to which texts ended badly."""
         assert self.seed is not None
-        samples = self.generate(batch, SamplingSeed(base=self.seed, iteration=self.global_step))
+        together = self.trainer.accumulate_grad_batches  # each batch of a step draws numbers of its own
+        number = self.global_step * together + batch_idx % together
+        samples = self.generate(batch, SamplingSeed(base=self.seed, iteration=number))
         bad = self.ended_badly(samples)
         losses, tokens = self.losses(samples, bad), total(samples.response_mask.sum())
         ended, rows = total(torch.stack([bad.sum(), torch.ones_like(bad).sum()]))

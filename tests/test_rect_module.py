@@ -69,6 +69,15 @@ def test_a_fitted_head_makes_the_bad_end_rarer_for_its_own_policy_alone(world, t
     assert not list((tmp_path / "expert").glob("*.json*"))
 
 
+@pytest.mark.parametrize("together", [1, 2])
+def test_every_batch_draws_numbers_of_its_own_also_within_an_accumulated_step(world, tmp_path, monkeypatch, together):
+    seeds, generate = [], RectModule.generate
+    monkeypatch.setattr(RectModule, "generate", lambda *given: (seeds.append(given[2]), generate(*given))[1])
+    more = ["--trainer.accumulate_grad_batches", str(together), "--trainer.limit_val_batches", "0"]
+    train.main(["fit", *arguments(world, tmp_path), *more, "--trainer.max_epochs", "3", "--trainer.max_steps", "2"])
+    assert [seed.iteration for seed in seeds] == list(range(2 * together))
+
+
 def test_validation_says_how_well_the_head_foresees(world, tmp_path, capsys):
     train.main(["validate", *arguments(world, tmp_path)])
     shown = capsys.readouterr().out
