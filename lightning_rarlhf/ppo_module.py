@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from lightning_rarlhf.batch_parts import joined, parts_of
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
@@ -25,7 +26,7 @@ from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.lora import WithoutAdapter
 from lightning_rarlhf.manual_updater import ManualUpdater
 from lightning_rarlhf.ppo_update import run_ppo_epochs
-from lightning_rarlhf.reading_on import read_on, reads_on
+from lightning_rarlhf.reading_on import read_on, reads_on, rounds_alike
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import evaluate_samples, prepare_ppo_batch
 from lightning_rarlhf.sampling import SamplingSeed, sample
@@ -140,13 +141,18 @@ class RiskAversePPOModule(LanguageModule):
         # a reference on the actor's own trunk makes a full pass: old log-probabilities by the same pass differ by 0
         apart = not isinstance(self.reference, WithoutAdapter)
         exact = apart and self.actor.samples_exactly
-        over_prompts = apart and not exact and reads_on(self.actor)
+        # parts are read together afterwards, at the widest one's width
+        in_parts = self.ppo.micro_rollout_batch_size is not None
+        over_prompts = apart and not exact and not in_parts and reads_on(self.actor)
         decoder = self.decoder_of(self.actor, keep_hidden=exact, keep_prompts=over_prompts)
         ends = self.actor.eos_token_ids
         samples = sample(decoder, batch, self.sampling, seed, self.tokenizer, ends, keep_logprobs=exact)
         sequences, mask, width = samples.sequences, samples.attention_mask, samples.response_mask.shape[1]
         prompts = decoder.prompts() if over_prompts else None
-        hidden = decoder.hidden(width) if prompts is None else read_on(self.actor, prompts, sequences, mask, width)
+        if prompts is not None and rounds_alike(prompts, mask, width):
+            hidden: Tensor | None = read_on(self.actor, prompts, sequences, mask, width)
+        else:
+            hidden = decoder.hidden(width)
         return replace(samples, hidden=hidden, frozen_states=self.actor.frozen_states(sequences, mask))
 
     @property

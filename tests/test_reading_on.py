@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache, Lfm2Config, Lfm2ForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from lightning_rarlhf import compiled_decoding, ppo_module
 from lightning_rarlhf.compiled_decoding import CompiledDecoding
-from lightning_rarlhf.config import PolicyConfig, SamplingConfig
+from lightning_rarlhf.config import PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.kv_cache import prompt_states
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.policy_loading import load_actor_critic
-from lightning_rarlhf.reading_on import read_on, reads_on
+from lightning_rarlhf.reading_on import read_on, reads_on, rounds_alike
 from lightning_rarlhf.sampling import CachedDecoder, CachedTrunk, SamplingSeed, sample
 from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.test_ppo_module import fit, module_of
@@ -67,6 +77,7 @@ def test_an_iteration_in_bf16_is_to_the_bit_what_it_is_by_a_pass_over_everything
 
     read = []
     monkeypatch.setattr(ppo_module, "read_on", lambda *args: read.append(len(args[2])) or read_on(*args))
+    monkeypatch.setattr(ppo_module, "rounds_alike", lambda *_: True)  # so do networks as small as this
     mine = outputs("read on")
     assert read == [8, 8]
     monkeypatch.setattr(ppo_module, "reads_on", lambda model: False)
@@ -81,6 +92,52 @@ def test_an_iteration_in_bf16_is_to_the_bit_what_it_is_by_a_pass_over_everything
 def test_float32_keeps_what_sampling_had(policy_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ppo_module, "read_on", None)
     fit(module_of(policy_folder), tmp_path, batches=1)
+
+
+@pytest.mark.parametrize(("prompt", "response"), [(64, 48), (64, 16), (40, 24), (63, 20), (5, 60)])
+def test_widths_at_which_attention_rounds_alike_are_to_the_bit(prompt, response):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=31, n_embd=384, n_layer=2, n_head=6, n_positions=128)
+    actor = ActorCritic(GPT2LMHeadModel(config), [1])
+    ids = torch.randint(31, (6, prompt + response))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[torch.arange(6), :3] = torch.arange(6)[:, None] < 3
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.no_grad():
+        trunk = CachedTrunk(actor, keep_prompts=True)
+        trunk.start(ids[:, :prompt], mask[:, :prompt])
+        whole = actor.before_responses(ids, mask, response)
+        read = read_on(actor, trunk.prompts, ids, mask, response)
+    assert torch.equal(read, whole) or not rounds_alike(trunk.prompts, mask, response)
+
+
+def test_widths_at_which_it_does_not_are_read_whole(policy_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ppo_module, "rounds_alike", lambda *_: False)
+    monkeypatch.setattr(ppo_module, "read_on", None)
+    watch, _ = fit(module_of(policy_folder), tmp_path, batches=1, precision="bf16-mixed")
+    assert not watch.outputs[0]["rollout"].kl.any()
+
+
+def test_so_are_batches_that_a_full_pass_reads_fewer_columns_of():
+    states = [(torch.zeros(1, 1, 64, 8), torch.zeros(1, 1, 64, 8))]
+    mask = torch.ones(1, 112, dtype=torch.bool)
+    mask[:, 0] = False
+    assert not rounds_alike(states, mask, 48)
+
+
+def test_so_are_episodes_that_were_drawn_in_parts(policy_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ppo_module, "read_on", None)
+    module = module_of(policy_folder, ppo=PPOConfig(micro_rollout_batch_size=3))
+    watch, _ = fit(module, tmp_path, batches=1, precision="bf16-mixed")
+    assert not watch.outputs[0]["rollout"].kl.any()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_angles_that_depend_on_the_length_are_read_whole(kind):
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "original_max_position_embeddings": 8}
+    config = LlamaConfig(vocab_size=9, num_hidden_layers=1, max_position_embeddings=32, rope_parameters=rope, **SHAPE)
+    assert not reads_on(ActorCritic(LlamaForCausalLM(config), [1]))
 
 
 def test_a_window_narrower_than_the_prompts_leaves_less_than_them():

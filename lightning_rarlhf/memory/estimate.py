@@ -82,9 +82,10 @@ class Run:
 
     @property
     def reads_on(self) -> bool:
-        """Whether old log-probabilities read the responses over the prompts' keys and values, see `reading_on`."""
+        """Whether old log-probabilities may read the responses over the prompts' keys and values, see `reading_on`."""
         bfloat16 = self.autocast or self.policy.dtype == "bfloat16"
-        return bfloat16 and not self.on_gpu and not self.policy.frozen_layers and self.reference is not None
+        whole = self.on_gpu or self.policy.frozen_layers or self.most_sampled is not None
+        return bfloat16 and not whole and self.reference is not None
 
 
 @dataclass(frozen=True, kw_only=True)
