@@ -24,6 +24,7 @@ class PackedWeight:
     Attributes:
         number: by which `lightning_rarlhf::packed_linear` finds it. torch's compiler can follow a number, but not a
             tensor in an order that it does not know.
+        weight: what it is made of, [N, K].
         columns: N of the result.
     """
 
@@ -33,7 +34,7 @@ class PackedWeight:
         Args:
             weight: [N, K] of any type and strides; held, and read again by `refresh`.
         """
-        self._weight = weight.detach()
+        self.weight = weight.detach()
         self.columns = len(weight)
         self.number = next(_NUMBERS)
         _PACKED[self.number] = self
@@ -42,7 +43,7 @@ class PackedWeight:
     def refresh(self) -> None:
         """Bring it up to date with the weight, which has moved in place."""
         self._held: Tensor | None = None  # before the new one is made
-        self._held = torch.ops.mkldnn._reorder_linear_weight(self._weight.to(torch.bfloat16).contiguous())
+        self._held = torch.ops.mkldnn._reorder_linear_weight(self.weight.to(torch.bfloat16).contiguous())
 
     def product(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """inputs [..., K] · weightᵀ + bias [N], all in bfloat16 → [..., N]."""
@@ -65,10 +66,16 @@ torch.library.register_fake("lightning_rarlhf::packed_linear", _shape, lib=_LIBR
 
 
 class PackedLinear(nn.Module):
-    """What a linear layer becomes: [..., K] → bfloat16 [..., N], without gradients. It has no `weight` of its own."""
+    """What a linear layer becomes: [..., K] → bfloat16 [..., N], without gradients."""
 
     bias: Tensor | None
     packed: PackedWeight
+    transposed: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as the layer had it, for architectures that read it themselves."""
+        return self.packed.weight.t() if self.transposed else self.packed.weight
 
     def forward(self, inputs: Tensor) -> Tensor:
         result: Tensor = torch.ops.lightning_rarlhf.packed_linear(
@@ -82,12 +89,11 @@ def pack(layer: nn.Module) -> PackedWeight:
 
     The layer stays the object that it is, so that hooks on it and names of it hold.
     """
-    # GPT-2's is stored as [K, N]
-    weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()  # type: ignore[operator]
+    transposed = not isinstance(layer, nn.Linear)  # GPT-2's is stored as [K, N]
+    packed = PackedWeight(layer.weight.t() if transposed else layer.weight)  # type: ignore[operator, arg-type]
     del layer.weight
     layer.__class__ = PackedLinear
-    packed = PackedWeight(weight)
-    layer.packed = packed  # type: ignore[assignment]
+    layer.packed, layer.transposed = packed, transposed  # type: ignore[assignment]
     return packed
 
 

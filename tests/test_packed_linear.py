@@ -56,6 +56,13 @@ def test_it_follows_its_weight_when_it_is_told_to(layers):
         assert torch.equal(packed(INPUTS), plain(INPUTS.bfloat16()))
 
 
+def test_an_architecture_that_reads_the_weight_itself_finds_it_as_it_was(layers):
+    plain, weight, packed = layers
+    assert packed.weight.shape == plain.weight.shape
+    assert torch.equal(packed.weight, weight)
+    assert "weight" not in dict(packed.named_parameters()), "and there is no other copy of it"
+
+
 def test_hooks_and_the_object_itself_stay(layers):
     torch.manual_seed(0)
     layer, seen = nn.Linear(24, 10), []
