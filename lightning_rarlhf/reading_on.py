@@ -16,8 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lightning_rarlhf.blocks import same_states
 from lightning_rarlhf.functional.sequences import position_ids
-from lightning_rarlhf.kv_cache import PromptStates, prompt_states
+from lightning_rarlhf.kv_cache import PromptStates
 from lightning_rarlhf.policy import LanguageModel
+from lightning_rarlhf.sampling import CachedTrunk
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig
@@ -121,14 +122,9 @@ def _gives_the_same(model: LanguageModel) -> bool:
     with torch.autocast(model.device.type, enabled=False):
         whole = model.before_responses(ids, mask, 2)
         try:
-            output = model.lm.base_model(
-                input_ids=ids[:, :3],
-                attention_mask=mask[:, :3].long(),
-                position_ids=position_ids(mask[:, :3]),
-                use_cache=True,
-            )
-            prompts = prompt_states(output.past_key_values, 3)
-            read = None if prompts is None else read_on(model, prompts, ids, mask, 2)
+            trunk = CachedTrunk(model, keep_prompts=True)
+            trunk.start(ids[:, :3], mask[:, :3])
+            read = None if trunk.prompts is None else read_on(model, trunk.prompts, ids, mask, 2)
         # architectures that keep something else of what they have read
         except (TypeError, RuntimeError, AttributeError, IndexError, ValueError):
             return False

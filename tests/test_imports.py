@@ -166,11 +166,6 @@ PLACES = (
         ),
     ),
     Place("lightning_rarlhf/kv_cache.py", 1),
-    Place(
-        "lightning_rarlhf/reading_on.py",
-        1,
-        ("lightning_rarlhf/blocks.py", "lightning_rarlhf/kv_cache.py", "lightning_rarlhf/policy.py"),
-    ),
     Place("lightning_rarlhf/fixed_cache.py", 1, ("lightning_rarlhf/kv_cache.py",)),
     Place(
         "lightning_rarlhf/compiled_decoding.py",
@@ -184,6 +179,16 @@ PLACES = (
         ),
     ),
     Place("lightning_rarlhf/sampling.py", 1, ("lightning_rarlhf/kv_cache.py", "lightning_rarlhf/policy.py")),
+    Place(
+        "lightning_rarlhf/reading_on.py",
+        1,
+        (
+            "lightning_rarlhf/blocks.py",
+            "lightning_rarlhf/kv_cache.py",
+            "lightning_rarlhf/policy.py",
+            "lightning_rarlhf/sampling.py",
+        ),
+    ),
     Place("lightning_rarlhf/policy_rules.py", 1),
     Place(
         "lightning_rarlhf/quark_policy.py",
