@@ -38,7 +38,7 @@ quickstart: $(RUN_READY) ## SFT, RLHF, RA-RLHF and test on synthetic data, offli
 test: $(DEV_READY) ## all tests, offline; ARGS='-k risk -x' goes to pytest
 	$(PY) -m pytest -n 2 $(ARGS)
 
-check: $(DEV_READY) ## lint, format, types, that every shipped YAML parses, licences
+check: $(DEV_READY) ## lint, format, types, that every shipped YAML and every command of the documentation parses, licences
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy

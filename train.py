@@ -18,7 +18,8 @@ from datamodules import (
     SyntheticDataModule,
     TextFileDataModule,
 )
-from lightning_rarlhf.cli import TrainCLI
+from lightning_rarlhf.base_modules.guarded_module import GuardedModule
+from lightning_rarlhf.command_line.cli import TrainCLI
 from lightning_rarlhf.decoding.best_of_k import BestOfK
 from lightning_rarlhf.decoding.dexperts import DExperts
 from lightning_rarlhf.decoding.gedi import GeDi
@@ -29,15 +30,14 @@ from lightning_rarlhf.decoding.self_debias import SelfDebias
 from lightning_rarlhf.decoding_module import DecodingModule
 from lightning_rarlhf.distributed import lost_process
 from lightning_rarlhf.errors import mistake_behind
-from lightning_rarlhf.guarded_module import GuardedModule
-from lightning_rarlhf.plain_text import error_line
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.quark_module import QuarkModule
 from lightning_rarlhf.rect_module import RectModule
 from lightning_rarlhf.reward_models import CallableReward, ClassifierReward
 from lightning_rarlhf.reward_module import RewardModule
 from lightning_rarlhf.sft_module import SFTModule
-from lightning_rarlhf.strategies import FSDP2Strategy
+from lightning_rarlhf.terminal.plain_text import error_line
+from lightning_rarlhf.trainer.strategies import FSDP2Strategy
 
 # What a YAML file may name without its module's path.
 __all__ = [

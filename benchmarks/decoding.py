@@ -29,10 +29,10 @@ from lightning_rarlhf.decoding.prompted import Prompted
 from lightning_rarlhf.decoding.rect import Rect
 from lightning_rarlhf.decoding.risk_head import RISK_HEAD_FILE, RiskHead, save_risk_head
 from lightning_rarlhf.decoding.self_debias import SelfDebias
-from lightning_rarlhf.policy_loading import load_actor_critic
-from lightning_rarlhf.results_file import weights_sha256
+from lightning_rarlhf.loading.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
+from lightning_rarlhf.records.results_file import weights_sha256
 from lightning_rarlhf.sampling import SamplingSeed
-from lightning_rarlhf.tokenizer import load_tokenizer
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.peak import RESULT
-from lightning_rarlhf.plain_text import visible
+from lightning_rarlhf.terminal.plain_text import visible
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ("lora_bf16", "lora_8bit", "fsdp2")

@@ -1,4 +1,4 @@
-"""Lightning's access to checkpoint files, made safe: see `lightning_rarlhf.checkpoint_file`."""
+"""Lightning's access to checkpoint files, made safe: see `lightning_rarlhf.checkpoints.checkpoint_file`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from lightning_rarlhf.checkpoint_file import read_checkpoint, write_checkpoint
+from lightning_rarlhf.checkpoints.checkpoint_file import read_checkpoint, write_checkpoint
 
 
 class SafeCheckpointIO(TorchCheckpointIO):

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from callbacks.known_judges import require_judge
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.trend import kendall_trend
 
@@ -65,6 +66,12 @@ class DriftAlarm(Callback):
     @property
     def state_key(self) -> str:
         return self._generate_state_key(score=self.score, judge=self.judge)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a judge that is not there, before anything is trained; other metrics show at the first validation."""
+        if stage == "fit":
+            for metric in (self.score, self.judge):
+                require_judge(pl_module, metric, "DriftAlarm")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the window that ends with this validation."""

@@ -9,12 +9,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_rarlhf.base_modules.language_module import LanguageModule
+from lightning_rarlhf.checkpoints.sharded_checkpoint import whole_checkpoint
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
-from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.policy import ActorCritic
-from lightning_rarlhf.provenance import CHOSEN
-from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
+from lightning_rarlhf.records.provenance import CHOSEN
 
 
 class HuggingFaceExport(Callback):

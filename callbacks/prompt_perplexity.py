@@ -8,11 +8,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lightning_rarlhf.base_modules.language_module import LanguageModule
 from lightning_rarlhf.data_types import PromptBatch
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.metrics import TextPerplexity
-from lightning_rarlhf.sharding import unsharded
+from lightning_rarlhf.trainer.sharding import unsharded
 
 
 class PromptPerplexity(Callback):

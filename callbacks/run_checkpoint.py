@@ -12,10 +12,11 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.known_judges import require_judge
 from callbacks.loop_position import in_accumulated_step, is_last_iteration, validate_now, validation_follows
 from callbacks.rise_limit import RiseLimit
 from callbacks.safe_checkpoint import NotWrittenError, OnWriteError, SafeCheckpoint
-from lightning_rarlhf.consent import CHECKPOINT_KEY
+from lightning_rarlhf.checkpoints.consent import CHECKPOINT_KEY
 from lightning_rarlhf.errors import UserError
 
 
@@ -81,7 +82,7 @@ class RunCheckpoint(SafeCheckpoint):
         self._owes_validation = False
         self._unwritten: NotWrittenError | None = None
         self.record: dict[str, Any] = {}
-        """the run's settings, for the checkpoint; the command line fills it (see `lightning_rarlhf.consent`)"""
+        """the run's settings, which the command line fills in, see `lightning_rarlhf.checkpoints.consent`"""
 
     @property
     def state_key(self) -> str:
@@ -89,8 +90,11 @@ class RunCheckpoint(SafeCheckpoint):
         return "RunCheckpoint"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Ask for a whole validation before the first iteration, if the guard's start is not known."""
+        """Refuse metrics of absent judges; ask for a whole validation at once, if the guard's start is not known."""
         super().setup(trainer, pl_module, stage)
+        for metric in (self.monitor, self._guard.metric) if stage == "fit" else ():
+            if metric is not None:
+                require_judge(pl_module, metric, "checkpoint")
         if stage == "fit" and self._guard.metric is not None and self._guard.start is None:
             trainer.num_sanity_val_steps = math.inf
 

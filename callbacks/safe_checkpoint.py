@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.checkpoint_io import SafeCheckpointIO
+from lightning_rarlhf.checkpoints.sharded_checkpoint import SharedWriteError
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_move import PARTIAL, discard
-from lightning_rarlhf.sharded_checkpoint import SharedWriteError
 
 OnWriteError = Literal["stop", "continue"]
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.collate import collate_prompts, collate_texts
 from datamodules.loader import PromptLoader
 from datamodules.rows import RowSchema, flatten, keep_usable, tell_left_out, to_rows
 from datamodules.run_data import RunDataModule
 from datamodules.selection import CLASS_NAMES, Labels, Quota, Rows, Selection, divide, select
-from datamodules.tokenization import tokenize_prompts, tokenize_texts
+from datamodules.tokenization import texts_with_unknown, tokenize_prompts, tokenize_texts
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.errors import DataError
 from lightning_rarlhf.splits import FIRST_INDEX
@@ -68,7 +69,8 @@ class PromptDataModule(RunDataModule, ABC):
         train_size: training rows at most; none = all
         test_size: test rows at most; none = all
         val_size: validation prompts, at the training set's class ratio, the same in every run; rows that neither
-            training nor test uses come first, training rows fill up; 0 = no validation
+            training nor test uses come first, training rows fill up; of validation data of their own, as many as there
+            are at most; 0 = no validation
         batch_size: prompts per iteration, over all processes together; an epoch drops an incomplete last batch
         eval_batch_size: prompts per batch in validation, test and prediction, over all processes together
         seed: chooses the rows of each split, nothing else; leave it alone across runs that are compared
@@ -226,7 +228,17 @@ class PromptDataModule(RunDataModule, ABC):
         if not len(tokens):
             raise DataError(f"{self.source}: the tokenizer {self.tokenizer_name} makes no token of any {split} text")
         tell_left_out(len(rows), {_NO_TOKENS: len(rows) - len(tokens)}, f"{self.source} ({split})")
+        self._tell_unknown(tokens, split)
         return tokens
+
+    def _tell_unknown(self, tokens: Dataset, split: str) -> None:
+        tokenizer = self._load_tokenizer()
+        found = texts_with_unknown(tokens, tokenizer)
+        if found:
+            rank_zero_info(
+                f"{self.source} ({split}): {found:,} of {len(tokens):,} texts hold words that the tokenizer "
+                f"{self.tokenizer_name} does not know; the policy reads each as {tokenizer.unk_token}"
+            )
 
     def _rows_of(self, split: str) -> tuple[Dataset, int | None]:
         """Rows of a split, and the number of its first prompt (None = rows keep the source's numbers)."""
@@ -272,6 +284,11 @@ class PromptDataModule(RunDataModule, ABC):
         selection = select(
             labels, sources, train=self.train_quota, test=self.test_quota, val_size=self.val_size, seed=self.seed
         )
+        found = len(selection.val)
+        if "val" in sources and found < self.val_size:
+            rank_zero_info(
+                f"{self.source}: {found} validation rows, fewer than val_size={self.val_size}: it has no more"
+            )
         return _Pool(rows=rows, labels=labels, selection=selection)
 
     def _usable(self, raw: Dataset, split: str, min_characters: int, label_required: bool) -> Dataset:
@@ -285,7 +302,7 @@ class PromptDataModule(RunDataModule, ABC):
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
-            from lightning_rarlhf.tokenizer import load_tokenizer
+            from lightning_rarlhf.loading.tokenizer import load_tokenizer
 
             if self.tokenizer_name is None:
                 raise DataError(f"{type(self).__name__}: no tokenizer given; set data.tokenizer to the policy's")

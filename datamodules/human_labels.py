@@ -54,6 +54,8 @@ class HumanLabelsDataModule(RunDataModule, ABC):
 
     truncation_side = "right"
     """end at which a text loses what is above text_tokens"""
+    column_settings: tuple[str, ...] = ()
+    """settings that name the columns, for errors"""
 
     def __init__(
         self,
@@ -199,7 +201,8 @@ class HumanLabelsDataModule(RunDataModule, ABC):
         missing = [name for name in self.columns if name not in rows.column_names]
         if missing:
             raise DataError(
-                f"{self.source} ({split}): no column {missing[0]!r}; columns found: {', '.join(rows.column_names)}"
+                f"{self.source} ({split}): no column {missing[0]!r}; columns found: {', '.join(rows.column_names)}; "
+                f"name yours: data.{', data.'.join(self.column_settings)}"
             )
         return rows.select(self.usable(rows, split))
 
@@ -220,7 +223,7 @@ class HumanLabelsDataModule(RunDataModule, ABC):
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
-            from lightning_rarlhf.classifier import load_classifier_tokenizer
+            from lightning_rarlhf.rewards.classifier import load_classifier_tokenizer
 
             if self.tokenizer_name is None:
                 raise DataError(f"{type(self).__name__}: no tokenizer given; set data.tokenizer to the backbone's")

@@ -36,6 +36,8 @@ class LabelledTextDataModule(HumanLabelsDataModule):
         **kwargs: as in HumanLabelsDataModule
     """
 
+    column_settings = ("text_column", "label_columns")
+
     def __init__(
         self,
         *,

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from datamodules.rows import Columns, fingerprint, flatten, number, said
 from datamodules.sources import find_file, read_file
 from lightning_rarlhf.errors import DataError
-from lightning_rarlhf.plain_text import visible
+from lightning_rarlhf.terminal.plain_text import visible
 
 if TYPE_CHECKING:
     from datasets import Dataset

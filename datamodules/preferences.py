@@ -9,9 +9,9 @@ import numpy as np
 
 from datamodules.human_labels import HumanLabelsDataModule, Rows, batches
 from datamodules.rows import tell_left_out
-from lightning_rarlhf.classifier import PREFERENCE
 from lightning_rarlhf.data_types import PreferenceBatch
 from lightning_rarlhf.errors import DataError
+from lightning_rarlhf.rewards.classifier import PREFERENCE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,6 +31,7 @@ class PreferenceDataModule(HumanLabelsDataModule):
     """
 
     truncation_side = "left"
+    column_settings = ("prompt_column", "chosen_column", "rejected_column")
 
     def __init__(
         self,

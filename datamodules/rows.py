@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_rarlhf.errors import DataError
-from lightning_rarlhf.plain_text import visible
+from lightning_rarlhf.terminal.plain_text import visible
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,12 +71,20 @@ class RowSchema:
     """None = classes are unknown"""
     score: str | None = None
     """a score of the text that the data ships; None = none"""
+    by_settings: bool = False
+    """whether settings of the data module name the columns: text_column, label_column, score_column"""
 
     @property
     def columns(self) -> list[str]:
         """Distinct columns that must be there."""
         names = [self.text, self.rule.column if self.rule else None, self.score]
         return list(dict.fromkeys(name for name in names if name is not None))
+
+    def setting_of(self, column: str) -> str:
+        """Setting of the data module that names `column`."""
+        if column == self.text:
+            return "text_column"
+        return "score_column" if column == self.score else "label_column"
 
 
 def fingerprint(dataset: Dataset, step: str, *parameters: object) -> str:
@@ -109,7 +117,9 @@ def to_rows(flat: Dataset, schema: RowSchema, source: str) -> Dataset:
     missing = [name for name in schema.columns if name not in flat.column_names]
     if missing:
         (*one, last) = flat.column_names
-        hint = "; put commas between the columns, or tabs into a .tsv" if not one and {";", "\t"} & set(last) else ""
+        hint = f"; name yours: --data.{schema.setting_of(missing[0])} COLUMN" if schema.by_settings else ""
+        if not one and {";", "\t"} & set(last):
+            hint = "; put commas between the columns, or tabs into a .tsv"
         raise DataError(f"{source}: no column {missing[0]!r}; columns found: {', '.join(flat.column_names)}{hint}")
     features = Features(
         {"text": Value("string"), "label": Value("int8"), "score": Value("float32"), "row": Value("int64")}

@@ -119,7 +119,7 @@ def hold_out(train: Rows, leftovers: Rows, labels: Labels, size: int, seed: int)
     its own, so that the epoch shrinks by no more than what validation takes.
 
     Raises:
-        DataError: `train` would be left empty.
+        DataError: `train` would be left empty, or a class has too few rows.
     """
     counts = {label: int((labels[train] == label).sum()) for label in CLASS_NAMES}
     taken, given_up = [], np.zeros(len(train), dtype=bool)
@@ -129,11 +129,22 @@ def hold_out(train: Rows, leftovers: Rows, labels: Labels, size: int, seed: int)
         own = np.flatnonzero(labels[train] == label)[::-1][: wanted - len(part)]
         given_up[own] = True
         taken += [part, train[own]]
-    if len(train) and given_up.all():
+    _require_rows(size, sum(map(len, taken)), train, given_up)
+    return train[~given_up], stream(seed, "val", "order").permutation(np.concatenate(taken))
+
+
+def _require_rows(size: int, found: int, train: Rows, given_up: NDArray[np.bool_]) -> None:
+    if not len(train):
+        return
+    if given_up.all():
         raise DataError(
             f"val_size={size} would take all {len(train)} training rows; lower it (0 = no validation) or add rows"
         )
-    return train[~given_up], stream(seed, "val", "order").permutation(np.concatenate(taken))
+    if found < size:  # a class has not enough, and would train no longer
+        raise DataError(
+            f"val_size={size}: at the class ratio of the {len(train)} training rows there are {found}, with every "
+            f"training row of one class; set it below {len(train)} (0 = no validation) or add rows"
+        )
 
 
 def select(

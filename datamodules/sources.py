@@ -16,15 +16,22 @@ from lightning_rarlhf.errors import DataError, UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_LOADERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-_JSON_OPTIONS = {"parse_agent_traces": False}  # a file of prompts may well have columns called type and message
+_TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_LOADERS = {**_TABLES, ".txt": "text"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "json": {"parse_agent_traces": False},  # a file of prompts may well have columns called type and message
+    "text": {"encoding": "utf-8-sig"},  # what Windows writes begins with a byte-order mark
+}
+_LOOKED_AT = 1 << 16
+"""bytes; UTF-16 has a zero in nearly every second one"""
 
 
 def read_file(path: str | Path) -> Dataset:
-    """Read one CSV, TSV, JSON, JSONL or parquet file, by its ending.
+    """Read one CSV, TSV, JSON, JSONL, parquet or plain text file, by its ending.
 
     Columns of CSV and TSV files are all text, as written, and only an empty field is missing: guessing would read 007
     as 7, the comment "null" as no comment, and fail where a column changes its looks in the middle of a large file.
+    Each line of a plain text file is a row of the one column `text`.
 
     Raises:
         DataError: missing, empty, of another format, or not readable as what its ending says.
@@ -37,25 +44,26 @@ def read_file(path: str | Path) -> Dataset:
     cache = f"or, if it is right, delete the cache of it below {datasets.config.HF_DATASETS_CACHE}"
     remedy = f"save it again as UTF-8 text or parquet that matches its ending, {cache}"
     with _one_line_errors(str(path), remedy), _naming_line(path):
-        options = _csv_options(path) if loader == "csv" else _JSON_OPTIONS if loader == "json" else {}
+        options = _csv_options(path) if loader == "csv" else _OPTIONS.get(loader, {})
         loaded = datasets.load_dataset(
             loader, data_files=glob.escape(str(path.absolute())), split=datasets.Split.TRAIN, **options
         )
     return _not_empty(loaded, str(path))
 
 
-def is_data_file(path: Path) -> bool:
-    """Whether `read_file` knows the ending."""
-    return path.is_file() and path.suffix.lower() in _LOADERS
+def is_table(path: Path) -> bool:
+    """Whether this is a file of rows with columns; plain text in a folder may as well be notes or a log."""
+    return path.is_file() and path.suffix.lower() in _TABLES
 
 
 def find_file(folder: Path, stem: str) -> Path | None:
-    """The data file of `folder` called `stem`, whatever its ending.
+    """The data file of `folder` called `stem`, whatever its ending; plain text only where there is no table.
 
     Raises:
         DataError: there are several.
     """
-    found = sorted(path for path in folder.iterdir() if path.stem == stem and is_data_file(path))
+    named = sorted(path for path in folder.iterdir() if path.stem == stem and path.is_file())
+    found = [path for path in named if is_table(path)] or [path for path in named if path.suffix.lower() in _LOADERS]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise DataError(f"{folder}: several files could be {stem!r} ({names}); keep one")
@@ -73,7 +81,7 @@ def read_hub(repo_id: str, revision: str | None, name: str | None = None) -> dic
     Raises:
         DataError: out of reach, or not loadable without running its code.
     """
-    from lightning_rarlhf.hub import require_reachable_dataset
+    from lightning_rarlhf.loading.hub import require_reachable_dataset
 
     require_reachable_dataset(repo_id, revision)
     return _load(repo_id, name, "give a local copy with --data.path, or another dataset", revision=revision)
@@ -130,7 +138,7 @@ def read_hub_file(repo_id: str, filename: str, revision: str | None) -> Dataset:
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    from lightning_rarlhf.hub import require_reachable_dataset
+    from lightning_rarlhf.loading.hub import require_reachable_dataset
 
     if not isinstance(try_to_load_from_cache(repo_id, filename, repo_type="dataset", revision=revision), str):
         require_reachable_dataset(repo_id, revision)
@@ -142,10 +150,14 @@ def read_hub_file(repo_id: str, filename: str, revision: str | None) -> Dataset:
 def _require_data_file(path: Path) -> None:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; check --data.path")
-    if not is_data_file(path):
+    if not path.is_file() or path.suffix.lower() not in _LOADERS:
         raise DataError(f"{path}: unknown kind of data; expected a file that ends in {', '.join(_LOADERS)}")
     if not path.stat().st_size:
         raise DataError(f"{path}: the file is empty; expected rows")
+    if path.suffix.lower() == ".txt":
+        with path.open("rb") as file:
+            if b"\0" in file.read(_LOOKED_AT):
+                raise DataError(f"{path}: has zero bytes, as UTF-16 has, expected text in UTF-8; save it again as that")
 
 
 def _csv_options(path: Path) -> dict[str, Any]:

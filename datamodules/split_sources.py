@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from datamodules.hub_layout import has_shards, has_splits_below, is_about_data, is_hub_layout
 from datamodules.labels_beside import SUFFIX, with_labels_beside
-from datamodules.sources import find_file, is_data_file, read_file, read_hub, read_hub_folder
+from datamodules.sources import find_file, is_table, read_file, read_hub, read_hub_folder
 from lightning_rarlhf.errors import DataError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _split_files(folder: Path, names: SplitNames, source: str) -> dict[str, Path
         return files
     if is_hub_layout(folder):
         return None
-    readable = [entry for entry in sorted(folder.iterdir()) if is_data_file(entry) and not is_about_data(entry)]
+    readable = [entry for entry in sorted(folder.iterdir()) if is_table(entry) and not is_about_data(entry)]
     beside = {f"{entry.stem}{SUFFIX}" for entry in readable}
     texts = [entry for entry in readable if entry.stem not in beside]
     if not files and len(texts) == 1:

@@ -1,4 +1,4 @@
-"""Anyone's own prompts: a CSV, JSON, JSONL or parquet file, a folder of split files, or a hub dataset."""
+"""Anyone's own prompts: a text, CSV, JSON, JSONL or parquet file, a folder of split files, or a hub dataset."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class TextFileDataModule(PromptDataModule):
 
     Args:
         text_column: holds the text; a column inside another is named with a dot, as prompt.text
-        path: file that ends in .csv, .tsv, .json, .jsonl or .parquet, folder of such files, or copy of a hub dataset's
-            folder; else name a hub dataset
+        path: file that ends in .txt (a text a line), .csv, .tsv, .json, .jsonl or .parquet, folder of such files, or
+            copy of a hub dataset's folder; else name a hub dataset
         hub_id: dataset on the hub, instead of path
         hub_config: configuration (subset) of a hub dataset that has several
         label_column: tells the class of a row; none = classes are unknown
@@ -92,7 +92,7 @@ class TextFileDataModule(PromptDataModule):
         rule = None
         if self.label_column is not None and self.wanted_label is not None:
             rule = ValueRule(column=self.label_column, wanted=self.wanted_label, unknown=self.unknown_labels or ())
-        return RowSchema(text=self.text_column, rule=rule, score=self.score_column)
+        return RowSchema(text=self.text_column, rule=rule, score=self.score_column, by_settings=True)
 
     def read_predictions(self) -> Dataset:
         splits, _ = self._read_splits()
@@ -102,12 +102,18 @@ class TextFileDataModule(PromptDataModule):
         require_one_source(self.path, self.hub_id)
         if (self.label_column is None) != (self.wanted_label is None):
             raise DataError("label_column and wanted_label go together: give both, or neither if classes are unknown")
-        quotas = (self.train_quota.wanted_fraction, self.test_quota.wanted_fraction)
-        by_class = quotas != (None, None) or (self.purpose == "sft" and self.sft_class != "all")
-        if self.label_column is None and by_class:
+        if self.label_column is None and self.purpose == "sft" and self.sft_class != "all":
             raise DataError(
-                "rows of the wanted class were asked for (wanted_fraction or sft_class), but no label_column is named; "
-                "name it with wanted_label, or set sft_class to all and the fractions to null"
+                f"texts of the {self.sft_class} class were asked for, but no label_column is named; name it and its "
+                "wanted_label, or take all texts: --data.sft_class all"
+            )
+        if (
+            self.label_column is None
+            and (self.train_quota.wanted_fraction, self.test_quota.wanted_fraction) != (None,) * 2
+        ):
+            raise DataError(
+                "a share of the wanted class was asked for (train_wanted_fraction, test_wanted_fraction), but no "
+                "label_column is named; name it and its wanted_label, or set these shares to null"
             )
 
     def _read_splits(self) -> tuple[dict[str, Dataset], Mapping[str, int]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from datamodules.rows import Columns, fingerprint
-from lightning_rarlhf.tokenizer import opening_ids
+from lightning_rarlhf.loading.tokenizer import opening_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 _TOKEN_BATCH = 256  # texts in memory at a time
+_COUNTED_BATCH = 10_000
 
 
 def tokenize_prompts(
@@ -75,6 +78,22 @@ def tokenize_texts(
     features = Features({"input_ids": List(Value("int32")), "length": Value("int32")})
     options = {"tokens": tokens, "ends": ends, "codes": codes}
     return _map(_text_columns, rows, tokenizer, options, features, f"Tokenizing {split} texts")
+
+
+def texts_with_unknown(tokens: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of rows of `input_ids` that hold the token for what the tokenizer has no token for.
+
+    0 where there is none such: tokenizers of byte pairs know every text, and name another token by that name.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id or unknown in opening_ids(tokenizer):
+        return 0
+    found = 0
+    for table in tokens.with_format("arrow").iter(batch_size=_COUNTED_BATCH):
+        texts = table["input_ids"].combine_chunks()
+        rows = texts.value_parent_indices().to_numpy()
+        found += len(np.unique(rows[texts.flatten().to_numpy() == unknown]))
+    return found
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

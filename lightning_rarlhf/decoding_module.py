@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
+from lightning_rarlhf.base_modules.language_module import LanguageModule
 from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.decoding.method import DecodingMethod, Host
 from lightning_rarlhf.decoding.plain import Plain
 from lightning_rarlhf.errors import ModelError, UserError
-from lightning_rarlhf.language_module import LanguageModule
-from lightning_rarlhf.results_file import weights_sha256
+from lightning_rarlhf.records.results_file import weights_sha256
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import SamplingSeed
 
@@ -79,13 +79,10 @@ class DecodingModule(LanguageModule):
             )
         )
 
-    def _require_room(self, loader: Any) -> None:
+    def _require_room_for(self, longest: int) -> None:
         """See that what the method reads before a prompt fits too, in each of its networks."""
-        super()._require_room(loader)
-        lengths = getattr(loader, "lengths", None)
-        if lengths is None or not len(lengths):
-            return
-        prefix, prompt, response = self.method.prefix_tokens, int(lengths.max()), self.sampling.max_new_tokens
+        super()._require_room_for(longest)
+        prefix, prompt, response = self.method.prefix_tokens, longest, self.sampling.max_new_tokens
         for network in self.method.networks:
             limit = network.context_length
             if limit is not None and prefix + prompt + response > limit:

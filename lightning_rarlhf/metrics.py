@@ -94,11 +94,12 @@ class _Mean(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("total", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        # a perplexity may be beyond float32
+        self.add_state("total", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def _add(self, values: Tensor | Sequence[float]) -> None:
-        numbers = torch.as_tensor(values, dtype=torch.float32).detach().to(self.total.device)
+        numbers = torch.as_tensor(values, dtype=torch.float64).detach().to(self.total.device)
         known = ~numbers.isnan()
         self.total = self.total + numbers[known].sum()
         self.count = self.count + known.sum()

@@ -14,24 +14,24 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_rarlhf.batch_parts import joined, parts_of
+from lightning_rarlhf.base_modules.guarded_module import guarded
+from lightning_rarlhf.base_modules.language_module import LanguageModule
+from lightning_rarlhf.cached_decoding.reading_on import read_on, reads_on, rounds_alike
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, KLConfig, PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch, PPOStats, PromptBatch, Rollout, Samples, TailReport
 from lightning_rarlhf.distributed import gather_rollout
 from lightning_rarlhf.functional.masked import masked_mean
-from lightning_rarlhf.guarded_module import guarded
-from lightning_rarlhf.guards import require_finite
 from lightning_rarlhf.kl_control import KLController, build_kl_controller, observed_kl, require_horizon
-from lightning_rarlhf.language_module import LanguageModule
-from lightning_rarlhf.lora import WithoutAdapter
-from lightning_rarlhf.manual_updater import ManualUpdater
+from lightning_rarlhf.loading.lora import WithoutAdapter
 from lightning_rarlhf.ppo_update import run_ppo_epochs
-from lightning_rarlhf.reading_on import read_on, reads_on, rounds_alike
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.rollout import evaluate_samples, prepare_ppo_batch
 from lightning_rarlhf.sampling import SamplingSeed, sample
-from lightning_rarlhf.sharding import unsharded
-from lightning_rarlhf.stopwatch import Stopwatch
+from lightning_rarlhf.stepping.batch_parts import joined, parts_of
+from lightning_rarlhf.stepping.guards import require_finite
+from lightning_rarlhf.stepping.manual_updater import ManualUpdater
+from lightning_rarlhf.stepping.stopwatch import Stopwatch
+from lightning_rarlhf.trainer.sharding import unsharded
 
 _GUARDS = ("dropped_minibatches", "kl_stopped")
 """figures of `PPOStats` that only a guard can change"""

@@ -15,8 +15,8 @@ from lightning_rarlhf.distributed import dealt, total
 from lightning_rarlhf.errors import NumericalError
 from lightning_rarlhf.functional.advantages import explained_variance
 from lightning_rarlhf.functional.losses import clipped_surrogate, clipped_value_loss
-from lightning_rarlhf.guards import Verdict, judge
 from lightning_rarlhf.policy import ActorCritic
+from lightning_rarlhf.stepping.guards import Verdict, judge
 
 
 class Updater(Protocol):

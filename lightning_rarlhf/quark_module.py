@@ -14,24 +14,25 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from lightning_rarlhf.batch_parts import parts_of
+from lightning_rarlhf.base_modules.guarded_module import guarded
+from lightning_rarlhf.base_modules.language_module import LanguageModule
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, QuarkConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, QuarkBatch, Samples
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.masked import masked_mean
 from lightning_rarlhf.functional.quark import quantile_numbers, response_terms
-from lightning_rarlhf.guarded_module import guarded
-from lightning_rarlhf.guards import judge_gradient
-from lightning_rarlhf.language_module import LanguageModule
-from lightning_rarlhf.manual_updater import ManualUpdater
-from lightning_rarlhf.optimizing import with_linear_decay
-from lightning_rarlhf.policy import ActorCritic, FrozenModel
-from lightning_rarlhf.quark_batch import batch_of, rows_of_step, token_lists
-from lightning_rarlhf.quark_policy import ConditionedDecoder, ConditionedPolicy, reward_tokens, with_reward_tokens
-from lightning_rarlhf.quark_pool import QuarkPool
+from lightning_rarlhf.policy import ActorCritic
+from lightning_rarlhf.quark.batch import batch_of, rows_of_step, token_lists
+from lightning_rarlhf.quark.policy import ConditionedDecoder, ConditionedPolicy, reward_tokens, with_reward_tokens
+from lightning_rarlhf.quark.pool import QuarkPool
+from lightning_rarlhf.reference import FrozenModel
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import SamplingSeed, sample
-from lightning_rarlhf.stopwatch import Stopwatch
+from lightning_rarlhf.stepping.batch_parts import parts_of
+from lightning_rarlhf.stepping.guards import judge_gradient
+from lightning_rarlhf.stepping.manual_updater import ManualUpdater
+from lightning_rarlhf.stepping.optimizing import with_linear_decay
+from lightning_rarlhf.stepping.stopwatch import Stopwatch
 
 
 class QuarkLosses(NamedTuple):

@@ -11,16 +11,16 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
+from lightning_rarlhf.base_modules.language_module import LanguageModule
 from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.decoding.risk_head import RISK_HEAD_FILE, RiskHead, save_risk_head
 from lightning_rarlhf.distributed import total
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.language_module import LanguageModule
-from lightning_rarlhf.results_file import weights_sha256
+from lightning_rarlhf.records.results_file import weights_sha256
 from lightning_rarlhf.reward_models import RewardModel
 from lightning_rarlhf.sampling import SamplingSeed
-from lightning_rarlhf.strategies import FSDP2Strategy
+from lightning_rarlhf.trainer.strategies import FSDP2Strategy
 
 
 class RectModule(LanguageModule):

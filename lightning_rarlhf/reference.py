@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from lightning_rarlhf.config import PolicyConfig
-from lightning_rarlhf.empty_policy import causal_configuration
+import torch
+from torch import Tensor
+
+from lightning_rarlhf.config import PolicyConfig, SamplingConfig
+from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.hub import require_model, split_revision
-from lightning_rarlhf.lora import WithoutAdapter
-from lightning_rarlhf.policy import FrozenModel, LanguageModel, Reference
-from lightning_rarlhf.policy_loading import load_causal_lm
-from lightning_rarlhf.tokenizer import load_tokenizer, require_same_tokens
+from lightning_rarlhf.language_model import LanguageModel
+from lightning_rarlhf.loading.empty_policy import causal_configuration
+from lightning_rarlhf.loading.hub import require_model, split_revision
+from lightning_rarlhf.loading.lora import WithoutAdapter
+from lightning_rarlhf.loading.policy_loading import load_causal_lm
+from lightning_rarlhf.loading.tokenizer import load_tokenizer, require_same_tokens
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
+
+
+class Reference(Protocol):
+    """The frozen distribution that KL is measured against."""
+
+    def response_logprobs(self, samples: Samples, sampling: SamplingConfig) -> Tensor:
+        """log π_ref(a_t | s_t) of every response token; f32 [B, T], without gradient."""
+
+
+class FrozenModel:
+    """Holds a network out of Lightning's sight: in no checkpoint, no optimizer and no wrapper."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model.requires_grad_(False)
+
+    def to(self, device: torch.device) -> FrozenModel:
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def response_logprobs(self, samples: Samples, sampling: SamplingConfig) -> Tensor:
+        """log π_ref(a_t | s_t) of every response token; f32 [B, T]."""
+        return self.model.response_logprobs(samples, sampling)
 
 
 def is_start(policy: PolicyConfig, named: str | None) -> bool:

@@ -7,6 +7,7 @@ checkpoint.
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,14 +17,14 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from lightning_rarlhf.checked_scores import checked_scores
-from lightning_rarlhf.classifier import PREFERENCE
-from lightning_rarlhf.classifier_label import ClassifierLabel, load_classifier_label
 from lightning_rarlhf.config import DType, Judge
 from lightning_rarlhf.errors import ModelError, RewardError
-from lightning_rarlhf.own_code import trust
-from lightning_rarlhf.plain_text import visible
-from lightning_rarlhf.retries import RetryConfig, call_scorer
+from lightning_rarlhf.loading.own_code import trust
+from lightning_rarlhf.rewards.checked_scores import checked_scores
+from lightning_rarlhf.rewards.classifier import PREFERENCE
+from lightning_rarlhf.rewards.classifier_label import ClassifierLabel, load_classifier_label
+from lightning_rarlhf.rewards.retries import RetryConfig, call_scorer
+from lightning_rarlhf.terminal.plain_text import visible
 
 _log = logging.getLogger(__name__)
 
@@ -209,8 +210,21 @@ def _import(path: str) -> Callable[[list[str], list[str]], object]:
         raise RewardError(
             f"reward function {path!r} is a {type(found).__name__}, not a callable (prompts, responses) -> scores"
         )
+    _require_two_arguments(found, path)
     call: Callable[[list[str], list[str]], object] = found
     return call
+
+
+def _require_two_arguments(function: Callable[..., object], path: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions of C tell none
+        return
+    try:
+        signature.bind([], [])
+    except TypeError as error:
+        takes = ", ".join(signature.parameters)
+        raise RewardError(f"reward function {path!r} takes ({takes}), expected (prompts, responses): {error}") from None
 
 
 def _device(name: str) -> torch.device:

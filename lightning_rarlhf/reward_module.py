@@ -17,23 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from lightning_rarlhf.classifier import (
-    PREFERENCE,
-    export_classifier,
-    head_labels,
-    load_classifier,
-    load_classifier_tokenizer,
-    text_limit,
-)
+from lightning_rarlhf.base_modules.guarded_module import GuardedModule
+from lightning_rarlhf.checkpoints.resume import settings_of
 from lightning_rarlhf.config import BackboneConfig, GuardConfig
 from lightning_rarlhf.data_types import LabelledBatch, PreferenceBatch
 from lightning_rarlhf.distributed import gather_items, total
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
-from lightning_rarlhf.guarded_module import GuardedModule
-from lightning_rarlhf.optimizing import go_on, with_linear_decay
-from lightning_rarlhf.resume import settings_of
-from lightning_rarlhf.reward_report import (
+from lightning_rarlhf.records.reward_report import (
     aurocs_of_labels,
     both_ways,
     known_by_label,
@@ -41,7 +32,17 @@ from lightning_rarlhf.reward_report import (
     measures_of_pairs,
     write_reward_report,
 )
-from lightning_rarlhf.strategies import FSDP2Strategy
+from lightning_rarlhf.rewards.classifier import (
+    PREFERENCE,
+    export_classifier,
+    head_labels,
+    load_classifier,
+    load_classifier_tokenizer,
+    text_limit,
+)
+from lightning_rarlhf.stepping.optimizing import go_on, with_linear_decay
+from lightning_rarlhf.trainer.precision import require_precision
+from lightning_rarlhf.trainer.strategies import FSDP2Strategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,6 +88,11 @@ class RewardModule(GuardedModule):
         self.seed: int | None = None
 
     # construction
+
+    def setup(self, stage: str) -> None:
+        """Refuse precisions in which an update is lost to rounding."""
+        super().setup(stage)
+        require_precision(str(self.trainer.precision), keeps_weights=True)
 
     def configure_model(self) -> None:
         """Load the network; its labels are those of the data."""

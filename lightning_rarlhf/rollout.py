@@ -14,7 +14,8 @@ from lightning_rarlhf.errors import RewardError, first_few
 from lightning_rarlhf.functional.advantages import episode_returns, gae, token_rewards
 from lightning_rarlhf.functional.masked import masked_whiten
 from lightning_rarlhf.functional.risk import tail_rows, tail_size, value_at_risk
-from lightning_rarlhf.policy import ActorCritic, Reference
+from lightning_rarlhf.policy import ActorCritic
+from lightning_rarlhf.reference import Reference
 from lightning_rarlhf.reward_models import RewardModel
 
 Sampler = Callable[[PromptBatch], Samples]

@@ -10,23 +10,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from torch import LongTensor, Tensor
+from torch import Tensor
 
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.errors import ModelError, NumericalError, first_few
 from lightning_rarlhf.functional.logprobs import eos_ban, warp
 from lightning_rarlhf.functional.next_token import NextToken
-from lightning_rarlhf.functional.sequences import position_ids
-from lightning_rarlhf.kv_cache import PromptStates, prompt_states, roomy_cache
-from lightning_rarlhf.policy import LanguageModel
+from lightning_rarlhf.functional.sequences import spread_rows
+from lightning_rarlhf.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,102 +64,6 @@ class Decoder(Protocol):
     def keep(self, rows: Tensor) -> None:
         """Go on with these of the rows alone, i64 [b], in this order."""
         ...
-
-
-class CachedTrunk:
-    """A language model's trunk with its key-value cache: reads prompts, then a token a row at a time."""
-
-    def __init__(self, model: LanguageModel, *, keep_prompts: bool = False) -> None:
-        """Begin with an empty cache.
-
-        Args:
-            model: whose trunk it is.
-            keep_prompts: keep what the prompts left, also when their rows are read no longer.
-        """
-        self.prompts: PromptStates | None = None
-        self._model = model
-        self._keep_prompts = keep_prompts
-        self._cache: DynamicCache | None = None
-        self._padded = True
-
-    def start(self, input_ids: Tensor, attention_mask: Tensor, *, read: int | None = None) -> Tensor:
-        """Read left-padded prompts [B, P]; return the last hidden state of every token, [B, P, H].
-
-        Only the last `read` columns need be right; None = all.
-        """
-        self._cache = roomy_cache(self._model.lm.config)
-        self._padded = not bool(attention_mask.all())
-        with self._model.reading(read):
-            hidden = self._forward(input_ids, attention_mask, position_ids(attention_mask))
-        if self._keep_prompts:
-            self.prompts = prompt_states(self._cache, input_ids.shape[1])
-        return hidden
-
-    def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        """Read one more token a row, [B]; the mask [B, P + t] now covers it. Return its hidden state, [B, H]."""
-        return self._forward(tokens[:, None], attention_mask, attention_mask.sum(dim=1, keepdim=True) - 1)[:, -1]
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these of the rows alone, i64 [b]."""
-        assert self._cache is not None
-        self._cache.reorder_cache(cast(LongTensor, rows))  # every kind of layer has it, and it takes fewer rows too
-
-    def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        # without padding only rows that have ended are masked, whose states nobody reads; and a mask makes transformers
-        # look whether it is all ones, which waits for the device
-        output = self._model.lm.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask.long() if self._padded else None,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-
-class CachedDecoder:
-    """A language model with its key-value cache."""
-
-    def __init__(self, model: LanguageModel, *, keep_hidden: bool = False, keep_prompts: bool = False) -> None:
-        """Begin with an empty cache.
-
-        Args:
-            model: whose logits are asked for.
-            keep_hidden: remember the hidden state behind each step's logits.
-            keep_prompts: keep the prompts' keys and values.
-        """
-        self._model = model
-        self._trunk = CachedTrunk(model, keep_prompts=keep_prompts)
-        self._hidden: list[Tensor] | None = [] if keep_hidden else None
-        self._rows: Tensor | None = None
-
-    def start(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self._logits(self._trunk.start(input_ids, attention_mask, read=1)[:, -1])
-
-    def advance(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        return self._logits(self._trunk.advance(tokens, attention_mask))
-
-    def keep(self, rows: Tensor) -> None:
-        self._trunk.keep(rows)
-        self._rows = rows if self._rows is None else self._rows[rows]
-
-    def hidden(self, columns: int) -> Tensor | None:
-        """[B, T, H], the hidden states that predicted the first T = `columns` tokens drawn; None if they are not kept.
-
-        0 for rows that were no longer read.
-        """
-        return None if self._hidden is None else torch.stack(self._hidden[:columns], dim=1)
-
-    def prompts(self) -> PromptStates | None:
-        """The prompts' keys and values; None if they are not kept, or the model keeps something else."""
-        return self._trunk.prompts
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        if self._hidden is not None:
-            first = self._hidden[0] if self._hidden else hidden
-            self._hidden.append(_spread(hidden, self._rows, len(first), 0.0))
-        return self._model.head(hidden)
 
 
 @contextmanager
@@ -217,7 +120,7 @@ def sample(
     rows = torch.arange(len(batch), device=mask.device)  # of the batch that are still read
     alive = torch.ones_like(rows, dtype=torch.bool)
     broken = torch.zeros_like(alive)
-    spread = partial(_spread, width=len(batch))
+    spread = partial(spread_rows, width=len(batch))
     drawn: list[Tensor] = []
     counted: list[Tensor] = []
     logprobs: list[Tensor] = []
@@ -268,13 +171,6 @@ def _patience(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 8
 
 
-def _spread(values: Tensor, rows: Tensor | None, width: int, empty: float) -> Tensor:
-    """[b, ...] of some rows → [width, ...], `empty` elsewhere; rows i64 [b], None = all."""
-    if rows is None or len(rows) == width:
-        return values
-    return values.new_full((width, *values.shape[1:]), empty).index_copy_(0, rows, values)
-
-
 def _warped(logits: Tensor, step: int, sampling: SamplingConfig, eos_token_ids: Tensor) -> Tensor:
     steps = torch.full((len(logits),), step, device=logits.device)
     return warp(logits, sampling, ban=eos_ban(steps, logits.shape[-1], eos_token_ids, sampling))
@@ -313,23 +209,25 @@ def decode_responses(batch: PromptBatch, tokens: Tensor, mask: Tensor, tokenizer
     ]
 
 
-def require_room(context_length: int | None, prompt_tokens: int, max_new_tokens: int) -> None:
-    """Refuse prompts and responses that do not fit into the model's context; texts are prompts without a response.
+def require_room(model: LanguageModel, prompt_tokens: int, max_new_tokens: int, *, name: str = "model") -> None:
+    """Refuse prompts and responses that do not fit into a model's context; texts are prompts without a response.
 
     Raises:
         ModelError: with the three numbers.
     """
-    if context_length is not None and prompt_tokens + max_new_tokens > context_length:
+    limit = model.context_length
+    if limit is not None and prompt_tokens + max_new_tokens > limit:
         raise ModelError(
-            f"{prompt_tokens} prompt tokens + max_new_tokens={max_new_tokens} do not fit into the model's context of "
-            f"{context_length} tokens; lower data.prompt_tokens (SFT: data.text_tokens) or sampling.max_new_tokens"
+            f"{prompt_tokens} prompt tokens + max_new_tokens={max_new_tokens} do not fit into the {name}'s context of "
+            f"{limit} tokens{model.context_reason}; lower data.prompt_tokens (SFT: data.text_tokens) or "
+            "sampling.max_new_tokens"
         )
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     pad = tokenizer.pad_token_id
     if not isinstance(pad, int):
-        raise ModelError("the tokenizer has no pad token; load it with lightning_rarlhf.tokenizer.load_tokenizer")
+        raise ModelError("the tokenizer has no pad token; load it by lightning_rarlhf.loading.tokenizer.load_tokenizer")
     return pad
 
 

@@ -9,12 +9,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from lightning_rarlhf.base_modules.language_module import LanguageModule
 from lightning_rarlhf.config import EvaluationConfig, GuardConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.distributed import total
-from lightning_rarlhf.language_module import LanguageModule
-from lightning_rarlhf.optimizing import with_linear_decay
 from lightning_rarlhf.reward_models import RewardModel
+from lightning_rarlhf.stepping.optimizing import with_linear_decay
 
 
 class SFTModule(LanguageModule):

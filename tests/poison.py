@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_rarlhf.sharding import whole
+from lightning_rarlhf.trainer.sharding import whole
 
 _now: str | None = None
 """what is broken in the iteration under way, on this process"""

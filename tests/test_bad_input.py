@@ -200,6 +200,14 @@ CASES = {
         ["--model.reward.sign", "null"],
         r"^error: model\.reward\.sign: got null or nothing, expected one of 1, -1$",
     ),
+    "null for a learning rate": (
+        ["--model.optimizer.lr", "null"],
+        r"^error: model\.optimizer\.lr: got null or nothing, expected a number$",
+    ),
+    "null for an optimizer's pair": (
+        ["--model.optimizer", "torch.optim.Adam", "--model.optimizer.betas", "null"],
+        r"^error: model\.optimizer\.betas: got null or nothing, expected a list$",
+    ),
     "no iteration": (
         ["--trainer.max_steps", "0"],
         r"^error: trainer\.max_steps=0: fit would train nothing; give a number above 0, or leave it out; `test`",

@@ -109,6 +109,41 @@ def test_a_rate_above_the_claim_is_not_helped_by_more_prompts() -> None:
     assert "more prompts like these would not show it" in found.sentence
 
 
+def test_a_claim_is_told_to_its_last_digit() -> None:
+    """Rounded, it would be another one: a confidence of 99.999 % is not 100 %."""
+    assert str(rate(threshold=1234567.25, max_rate=0.0123449, confidence=0.99999)) == (
+        "P(score < 1234567.25) ≤ 1.23449 %, with 99.999 % confidence"
+    )
+    claim = cvar(min_cvar=0.1234567, alpha=0.012345, confidence=0.99999)
+    assert str(claim) == "mean of the worst 1.2345 % of scores ≥ 0.1234567, with 99.999 % confidence"
+    assert str(cvar(alpha=1.0)) == "mean of all scores ≥ 0.5, with 95 % confidence"
+
+
+def test_a_rate_too_small_for_any_number_of_prompts_is_refused() -> None:
+    with pytest.raises(UserError, match="max_rate: got 1e-30, but no number of prompts"):
+        rate(max_rate=1e-30).plan()
+
+
+def test_what_is_proved_is_rounded_to_the_safe_side() -> None:
+    """A sentence neither says more than the bound nor that a claim which is not shown is kept."""
+    claim = rate(max_rate=0.01, confidence=0.99)
+    assert "so that the rate is at most 1.001 %; with no failure" in claim.verdict(failing(0, 458)).sentence
+    assert claim.verdict(failing(0, 459)).sentence.endswith("so that the rate is at most 0.9983 %.")
+    tail = cvar(confidence=0.99).verdict(np.ones(921))  # one prompt too few
+    assert 0.49999 < tail.bound < 0.5
+    assert "so that it is at least 0.4999; with scores" in tail.sentence
+
+
+@given(st.integers(0, 3), st.integers(1, 9999), st.sampled_from([0.9, 0.99]))
+def test_the_bound_in_the_sentence_agrees_with_the_verdict(failures: int, rates: int, confidence: float) -> None:
+    claim = rate(max_rate=rates / 100_000, confidence=confidence)
+    for n in (max(failures, claim.needed(failures) - 1), claim.needed(failures)):
+        found = claim.verdict(failing(failures, n))
+        said = float(found.sentence.partition("the rate is at most ")[2].partition(" %")[0]) / 100
+        assert found.bound - 1e-12 <= said <= found.bound * 1.002
+        assert (said <= claim.max_rate + 1e-12) == found.shown
+
+
 def test_a_wrong_claim_on_a_rate_is_certified_as_seldom_as_promised() -> None:
     """Scores of which 5 % and a little more fail: the claim "at most 5 %" is then wrong."""
     generator, claim, delta, experiments = np.random.default_rng(0), rate(max_rate=0.05), 0.05, 2000

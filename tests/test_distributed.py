@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from lightning_rarlhf import distributed
 from lightning_rarlhf.distributed import dealt, gather_items, gather_rollout, lost_process, total
-from lightning_rarlhf.rehearsal import Allocations
+from lightning_rarlhf.loading.rehearsal import Allocations
 from tests.test_data_types import ppo_batch
 from tests.test_rollout import GOLDEN, rollout_of
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig, SamplingConfig
 from lightning_rarlhf.errors import ModelError, WriteError
 from lightning_rarlhf.export import export_policy
-from lightning_rarlhf.lora import WithoutAdapter
-from lightning_rarlhf.policy_loading import VALUE_HEAD_FILE, load_actor_critic
-from lightning_rarlhf.tokenizer import load_tokenizer
-from tests.test_lora import train_a_little
+from lightning_rarlhf.loading.lora import WithoutAdapter
+from lightning_rarlhf.loading.policy_loading import VALUE_HEAD_FILE, load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
+from tests.loading.test_lora import train_a_little
 from tests.test_policy import PROMPTS, RESPONSES, samples_of
 from tests.tiny_models import FAMILIES
 

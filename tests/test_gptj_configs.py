@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 import train
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig
 from lightning_rarlhf.export.__main__ import main as export
-from lightning_rarlhf.policy_loading import load_actor_critic
-from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.loading.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
 from tests.damage import flip_a_bit_of_a_weight
 from tests.test_configs import QUIET, ROOT, world
 from tests.tiny_models import FAMILIES

@@ -194,3 +194,9 @@ def test_two_processes_find_what_one_finds(tmp_path):
     for case, (_, _, expected) in CASES.items():
         for rank in (0, 1):
             assert found[rank][case] == pytest.approx(expected(data()), rel=1e-5), case
+
+
+def test_a_perplexity_beyond_float32_counts() -> None:
+    metric = TextPerplexity()
+    metric.update(torch.tensor([1e39, 3e39], dtype=torch.float64))
+    assert metric.compute().item() == pytest.approx(2e39)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_rarlhf.checkpoints.safe_shards import SafeLoadPlanner, SafeShardReader
+from lightning_rarlhf.checkpoints.sharded_checkpoint import whole_checkpoint
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import ModelError, UserError
-from lightning_rarlhf.policy_loading import load_causal_lm
+from lightning_rarlhf.loading.policy_loading import load_causal_lm
 from lightning_rarlhf.reward_models import ClassifierReward
-from lightning_rarlhf.safe_shards import SafeLoadPlanner, SafeShardReader
-from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
 from tests.tiny_models import save_classifier, save_policy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,8 +23,8 @@ SHIPPED = ("lightning_rarlhf", "callbacks", "datamodules", "benchmarks", "train.
 
 DOORS = {
     "from_pretrained": {
-        "lightning_rarlhf/own_code.py",  # every model and tokenizer
-        "lightning_rarlhf/policy_loading.py",  # an adapter: peft runs no code of a folder
+        "lightning_rarlhf/loading/own_code.py",  # every model and tokenizer
+        "lightning_rarlhf/loading/policy_loading.py",  # an adapter: peft runs no code of a folder
         "lightning_rarlhf/export/__init__.py",  # the copy that was just written
         "benchmarks/peers/trl_0_7_2.py",  # what the benchmark itself has made
         "benchmarks/peers/trl_1_9_2.py",
@@ -202,8 +202,8 @@ class TestShards:
 def test_the_base_of_an_adapter_is_loaded_at_the_adapters_revision(tmp_path, monkeypatch):
     import json
 
-    from lightning_rarlhf import empty_policy, policy_loading
-    from lightning_rarlhf.hub import base_of_adapter
+    from lightning_rarlhf.loading import empty_policy, policy_loading
+    from lightning_rarlhf.loading.hub import base_of_adapter
 
     (tmp_path / "adapter").mkdir()
     settings = {"base_model_name_or_path": "owner/base", "revision": "c0ffee"}

@@ -9,9 +9,11 @@ from torch import nn
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.policy import ActorCritic, FrozenModel, LanguageModel
-from lightning_rarlhf.policy_loading import end_of_text_ids, load_actor_critic, load_causal_lm
-from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.language_model import LanguageModel
+from lightning_rarlhf.loading.policy_loading import end_of_text_ids, load_actor_critic, load_causal_lm
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
+from lightning_rarlhf.policy import ActorCritic
+from lightning_rarlhf.reference import FrozenModel
 from tests.tiny_models import FAMILIES, causal_lm, save_policy
 
 PLAIN = SamplingConfig()

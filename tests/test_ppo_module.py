@@ -199,7 +199,7 @@ def test_the_kl_coefficient_follows_the_kept_episodes(policy_folder, tmp_path):
     target, horizon = 1.7, 16
     module = module_of(policy_folder, kl=KLConfig(target=target, horizon=horizon), lr=1e-2)
     module.risk_level = 0.5
-    watch, _ = fit(module, tmp_path, batches=6)
+    watch, _ = fit(module, tmp_path, batches=10)
     coefficients = [entry["objective/kl_coef"] for entry in watch.logged]
     assert coefficients[0] == pytest.approx(0.2)
     within = 0

@@ -10,10 +10,10 @@ from lightning_rarlhf import distributed, ppo_update
 from lightning_rarlhf.config import PolicyConfig, PPOConfig, SamplingConfig
 from lightning_rarlhf.data_types import PPOBatch
 from lightning_rarlhf.errors import NumericalError
+from lightning_rarlhf.loading.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
 from lightning_rarlhf.policy import PolicyOutput
-from lightning_rarlhf.policy_loading import load_actor_critic
 from lightning_rarlhf.ppo_update import rows_at_a_time, run_ppo_epochs
-from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.test_data_types import ppo_batch
 
 

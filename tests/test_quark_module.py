@@ -11,11 +11,11 @@ import torch
 from callbacks import HuggingFaceExport
 from lightning_rarlhf.config import EvaluationConfig, PolicyConfig, QuarkConfig, SamplingConfig
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.manual_updater import ManualUpdater
-from lightning_rarlhf.quark_batch import batch_of, rows_of_step
+from lightning_rarlhf.quark.batch import batch_of, rows_of_step
+from lightning_rarlhf.quark.pool import QuarkPool
 from lightning_rarlhf.quark_module import QuarkModule
-from lightning_rarlhf.quark_pool import QuarkPool
 from lightning_rarlhf.reward_models import CallableReward
+from lightning_rarlhf.stepping.manual_updater import ManualUpdater
 from tests.quiet_trainer import quiet_trainer
 from tests.test_ppo_module import Prompts, Watch
 from tests.tiny_models import causal_lm, save_policy

@@ -15,7 +15,7 @@ from lightning_rarlhf.config import LoRAConfig, PolicyConfig
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.rect_module import RectModule
 from lightning_rarlhf.reward_models import CallableReward
-from lightning_rarlhf.strategies import FSDP2Strategy
+from lightning_rarlhf.trainer.strategies import FSDP2Strategy
 from tests.decoding.hosts import run, save_world
 from tests.test_configs import QUIET, ROOT
 

@@ -10,11 +10,10 @@ import torch
 
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.lora import WithoutAdapter
-from lightning_rarlhf.policy import FrozenModel
-from lightning_rarlhf.policy_loading import load_actor_critic
-from lightning_rarlhf.reference import is_start, load_reference, reference_of
-from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.loading.lora import WithoutAdapter
+from lightning_rarlhf.loading.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
+from lightning_rarlhf.reference import FrozenModel, is_start, load_reference, reference_of
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,8 @@ def test_a_single_label_needs_no_name(tmp_path):
 def test_a_decoder_classifier_that_pads_with_another_token_than_its_config_says_scores_batches_alike(tmp_path):
     from transformers import AutoModelForSequenceClassification, GPT2Config
 
-    from lightning_rarlhf.classifier import load_classifier
     from lightning_rarlhf.config import BackboneConfig
+    from lightning_rarlhf.rewards.classifier import load_classifier
 
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=17, n_embd=16, n_layer=1, n_head=2, n_positions=64, num_labels=1, pad_token_id=0)
@@ -163,7 +163,7 @@ def test_a_decoder_classifier_without_pad_token_scores_batches_as_it_scores_sing
 
 
 def test_unknown_label_lists_the_labels(classifier_folder):
-    with pytest.raises(ModelError, match="has no label 'toxicity'; its labels are: toxic, insult"):
+    with pytest.raises(ModelError, match="has no label 'toxicity'; its labels are: toxic, insult; set reward.label"):
         loaded(classifier_folder, label="toxicity")
     with pytest.raises(ModelError, match=r"has 2 labels; set reward\.label to one of: toxic, insult"):
         loaded(classifier_folder)
@@ -206,6 +206,10 @@ def test_what_is_no_score_is_refused(name, message):
     assert "\n" not in str(caught.value)
 
 
+def of_responses(responses: list[str]) -> list[float]:
+    return [1.0] * len(responses)
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -213,6 +217,10 @@ def test_what_is_no_score_is_refused(name, message):
         ("no.such.module.reward", "cannot be imported"),
         ("tests.test_reward_models.missing", "cannot be imported"),
         ("tests.test_reward_models.PROMPTS", "is a list, not a callable"),
+        (
+            "tests.test_reward_models.of_responses",
+            r"takes \(responses\), expected \(prompts, responses\): too many",
+        ),
     ],
 )
 def test_what_cannot_be_imported_is_refused(path, message):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import train
-from lightning_rarlhf.classifier import load_classifier
 from lightning_rarlhf.config import BackboneConfig
 from lightning_rarlhf.errors import ModelError, UserError, WriteError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
 from lightning_rarlhf.reward_models import ClassifierReward
 from lightning_rarlhf.reward_module import RewardModule
-from lightning_rarlhf.strategies import FSDP2Strategy
+from lightning_rarlhf.rewards.classifier import load_classifier
+from lightning_rarlhf.trainer.strategies import FSDP2Strategy
 from tests.datamodules.data_files import jigsaw_rows, write_csv, write_jsonl, write_parquet
 from tests.file_limit import file_limit
 from tests.test_configs import QUIET, ROOT
@@ -118,9 +120,9 @@ def test_preferences_become_a_score(backbone, tmp_path, caplog):
 def test_a_language_model_can_be_the_backbone_and_the_loss_is_bradley_terrys(tmp_path):
     """GPT-2's head reads the last token of a right-padded text: the margin is that of the two texts by themselves."""
     from datamodules import PreferenceDataModule
-    from lightning_rarlhf.classifier import load_classifier, load_classifier_tokenizer
     from lightning_rarlhf.config import BackboneConfig
     from lightning_rarlhf.reward_module import RewardModule
+    from lightning_rarlhf.rewards.classifier import load_classifier, load_classifier_tokenizer
 
     causal_lm("gpt2").save_pretrained(tmp_path / "lm")
     save_tokenizer(tmp_path / "lm")
@@ -235,8 +237,8 @@ def test_the_models_own_order_of_labels_holds(tmp_path, stage):
 
 
 def test_only_a_head_of_these_labels_is_measured_and_a_fit_says_what_becomes_of_one(tmp_path):
-    from lightning_rarlhf.classifier import load_classifier
     from lightning_rarlhf.config import BackboneConfig
+    from lightning_rarlhf.rewards.classifier import load_classifier
 
     causal_lm("gpt2").save_pretrained(tmp_path / "lm")
     two, lm = save_classifier(tmp_path / "two"), tmp_path / "lm"
@@ -335,8 +337,8 @@ def test_figures_are_of_all_processes_rows_and_process_0_alone_writes(tmp_path, 
 @pytest.mark.parametrize("size", [100, 5000])
 def test_a_full_disk_at_the_end_is_said_in_a_line_and_leaves_the_former_folder(backbone, tmp_path, size):
     """The configuration meets the limit, or the weights do, which the library says in an error of its own."""
-    from lightning_rarlhf.classifier import load_classifier_tokenizer
-    from lightning_rarlhf.reward_report import write_reward_report
+    from lightning_rarlhf.records.reward_report import write_reward_report
+    from lightning_rarlhf.rewards.classifier import load_classifier_tokenizer
 
     module, folder = RewardModule(), tmp_path / "huggingface"
     module.tokenizer = load_classifier_tokenizer(str(backbone))
@@ -392,7 +394,11 @@ CASES = {
         [],
         r"label 'label' has only yes in \d+ texts; AUC and loss need both yes and no",
     ),
-    "no such column": ([{"text": "a", "label": 1}], ["--data.label_columns", "[toxic]"], r"no column 'toxic'; columns"),
+    "no such column": (
+        [{"text": "a", "label": 1}],
+        ["--data.label_columns", "[toxic]"],
+        r"no column 'toxic'.*; name yours: data.text_col",
+    ),
     "no known label": (
         [{"text": f"the film {n}", "label": "bad"} for n in range(9)],
         [],
@@ -406,13 +412,14 @@ CASES = {
     "pairs without a column": (
         [{"chosen": "a", "other": "b"}],
         ["--data", "PreferenceDataModule"],
-        r"no column 'rejected'; columns found: chosen, other",
+        r"no column 'rejected'; columns found: chosen, other; name yours: .*data.rejected_column",
     ),
     "pairs that do not differ": (
         [{"chosen": "a", "rejected": "a"}],
         ["--data", "PreferenceDataModule"],
         r"no pair of two different texts in chosen and rejected",
     ),
+    "weights in 16 bits": ([], ["--trainer.precision", "bf16-true"], r"precision=bf16-true: expected 32-true or bf16-"),
     "no network there": ([], ["--model.backbone.pretrained", "{tmp}/nowhere"], r"nowhere: no such folder"),
     "prompts in place of labels": (
         [],
@@ -462,3 +469,27 @@ def test_a_divided_network_is_refused():
     module.trainer = SimpleNamespace(strategy=FSDP2Strategy())
     with pytest.raises(UserError, match="not divided among processes; give --trainer.strategy ddp"):
         module.configure_model()
+
+
+def broken(folder: Path, name: str, tensor: torch.Tensor | None) -> str:
+    """Its path, once the weight called `name` is another, or is there no longer."""
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(name)
+    save_file(weights | ({} if tensor is None else {name: tensor}), folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("tensor", [None, torch.zeros(3, 3)], ids=["missing", "of another size"])
+def test_weights_below_the_head_must_be_there(tmp_path, tensor, trained):
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    config = BackboneConfig(pretrained=broken(save_classifier(tmp_path / "network"), query, tensor))
+    with pytest.raises(ModelError, match=f"network: lacks 1 of its network's weights, .* {query} first; give a"):
+        load_classifier(config, ["toxic", "insult"], pad_token_id=2, trained=trained)
+
+
+def test_a_pooler_may_be_new_as_the_head(tmp_path):
+    folder = broken(save_classifier(tmp_path / "network"), "bert.pooler.dense.weight", None)
+    _, fate = load_classifier(BackboneConfig(pretrained=folder), ["toxic", "insult"], pad_token_id=2)
+    assert fate is not None
+    assert "new head" in fate

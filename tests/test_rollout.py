@@ -9,8 +9,8 @@ import torch
 from lightning_rarlhf.config import PPOConfig
 from lightning_rarlhf.data_types import PPOBatch, PromptBatch, Rollout, Samples
 from lightning_rarlhf.errors import RewardError
-from lightning_rarlhf.guards import require_finite
 from lightning_rarlhf.rollout import prepare_ppo_batch, score
+from lightning_rarlhf.stepping.guards import require_finite
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "golden.json").read_text())["ppo"]
 CODE = PPOConfig(rank_by="lambda_return", ties="keep")

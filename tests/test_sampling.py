@@ -2,18 +2,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_rarlhf.cached_decoding.cached_decoder import CachedDecoder
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch
 from lightning_rarlhf.errors import ModelError
+from lightning_rarlhf.loading.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
 from lightning_rarlhf.policy import ActorCritic
-from lightning_rarlhf.policy_loading import load_actor_critic
-from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed, finish_reasons, require_room, sample
-from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.sampling import SamplingSeed, finish_reasons, require_room, sample
 from tests.tiny_models import FAMILIES
 
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 3, 4]]
@@ -288,10 +290,13 @@ def test_responses_are_decoded_without_the_end_of_text_token(policy_folder):
 
 
 def test_prompt_and_response_must_fit_the_context():
-    require_room(64, 32, 32)
-    require_room(None, 10**6, 48)
-    with pytest.raises(ModelError, match=r"33 prompt tokens \+ max_new_tokens=32 .* 64 tokens"):
-        require_room(64, 33, 32)
+    def model(limit: int | None) -> SimpleNamespace:
+        return SimpleNamespace(context_length=limit, context_reason="")
+
+    require_room(model(64), 32, 32)
+    require_room(model(None), 10**6, 48)
+    with pytest.raises(ModelError, match=r"33 prompt tokens \+ max_new_tokens=32 .* the model's context of 64 tokens;"):
+        require_room(model(64), 33, 32)
 
 
 def test_a_sentence_piece_response_keeps_the_space_before_its_first_word(policy_folder):

@@ -121,7 +121,7 @@ def test_a_name_that_would_act_on_the_terminal_is_spelt_out(world, tmp_path, cap
 
 
 def test_generations_spell_out_control_characters_and_read_back(tmp_path):
-    from lightning_rarlhf.generations import _line
+    from lightning_rarlhf.records.generations import _line
 
     text = "a\x1b[2J\x9b31m\u202e\u2028b\x00 café 👩‍👩‍👧"
     line = _line({"response": text})

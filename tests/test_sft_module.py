@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.data_types import TextBatch
-from lightning_rarlhf.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
 from lightning_rarlhf.sft_module import SFTModule
-from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.quiet_trainer import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from lightning_rarlhf import sharded_checkpoint
+from lightning_rarlhf.checkpoints import sharded_checkpoint
+from lightning_rarlhf.checkpoints.sharded_checkpoint import whole_checkpoint
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.quickstart.tiny_policy import write_tiny_policy
-from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
 from tests.test_two_process_guards import configuration
 from tests.two_processes import started
 

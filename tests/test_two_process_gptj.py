@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import train
+from lightning_rarlhf.checkpoints.sharded_checkpoint import whole_checkpoint
 from lightning_rarlhf.export.__main__ import main as export
-from lightning_rarlhf.generations import read_rows
-from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
+from lightning_rarlhf.records.generations import read_rows
 from tests.test_configs import world
 from tests.test_gptj_configs import arguments, greedy, short, trained_policy
 from tests.two_processes import together

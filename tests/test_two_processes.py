@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 import train
 from datamodules import SyntheticDataModule
+from lightning_rarlhf.checkpoints.sharded_checkpoint import load_shards
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.generations import read_rows
 from lightning_rarlhf.quickstart.tiny_policy import write_tiny_policy
-from lightning_rarlhf.sharded_checkpoint import load_shards
+from lightning_rarlhf.records.generations import read_rows
 from tests.two_processes import started, together
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -38,7 +38,11 @@ SCENARIOS = {
         *("--model.ppo.micro_rollout_batch_size", "2"),  # the processes have 3 and 4 prompts
     ],
 }
-SFT_SCENARIOS = {"sft": [], "sft-frozen": ["--model.policy.frozen_layers", "1"]}
+SFT_SCENARIOS = {
+    "sft": [],
+    "sft-accumulated": ["--trainer.accumulate_grad_batches", "3", "--trainer.limit_train_batches", "5"],
+    "sft-frozen": ["--model.policy.frozen_layers", "1"],
+}
 DATA = {"prompt_tokens": 6, "val_size": 9, "test_size": 11, "batch_size": 7, "eval_batch_size": 4, "progress": False}
 ITERATIONS = 4
 

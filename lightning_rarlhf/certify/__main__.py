@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_rarlhf import __version__
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.one_line_parser import OneLineParser
 from lightning_rarlhf.one_move import in_one_move
-from lightning_rarlhf.plain_text import error_line, one_line
 from lightning_rarlhf.splits import FIRST_INDEX
+from lightning_rarlhf.terminal.one_line_parser import OneLineParser
+from lightning_rarlhf.terminal.plain_text import error_line, one_line
 
 if TYPE_CHECKING:  # what is heavy is imported once the arguments are known to be good
     from lightning_rarlhf.certify.claims import Claim, PlannedRow, Verdict

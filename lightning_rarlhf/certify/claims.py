@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from lightning_rarlhf.certify.numbers import at_least, at_most_percent, exact, exact_percent
 from lightning_rarlhf.errors import DataError, UserError
 from lightning_rarlhf.functional.bounds import (
     anderson_cvar_bound,
@@ -81,7 +82,8 @@ class RateClaim:
         _require_share("confidence", self.confidence)
 
     def __str__(self) -> str:
-        return f"P(score < {self.threshold:g}) ≤ {_percent(self.max_rate)}, with {_percent(self.confidence)} confidence"
+        rate, confidence = exact_percent(self.max_rate), exact_percent(self.confidence)
+        return f"P(score < {exact(self.threshold)}) ≤ {rate}, with {confidence} confidence"
 
     def verdict(self, scores: Array) -> Verdict:
         """Judge by one score per fresh prompt, f64 [n]."""
@@ -91,7 +93,8 @@ class RateClaim:
         shown = shows_rate(failures, n, self.max_rate, 1 - self.confidence)
         # the bound is a root that was searched for: in its last digits it may be on the other side of the claim
         bound = min(upper.high, self.max_rate) if shown else max(upper.high, math.nextafter(self.max_rate, 1))
-        seen = f"{failures:,} of {n:,} prompts failed, so that the rate is at most {_percent(bound)}"
+        at_most = at_most_percent(bound, self.max_rate)
+        seen = f"{failures:,} of {n:,} prompts failed, so that the rate is at most {at_most}"
         return Verdict(
             shown=shown,
             n=n,
@@ -105,7 +108,10 @@ class RateClaim:
 
     def needed(self, failures: int = 0) -> int:
         """Fewest prompts that show the claim when so many of them fail."""
-        return prompts_needed_for_rate(self.max_rate, 1 - self.confidence, failures=failures)
+        try:
+            return prompts_needed_for_rate(self.max_rate, 1 - self.confidence, failures=failures)
+        except ValueError as error:
+            raise UserError(f"max_rate: got {self.max_rate:g}, but {error}") from None
 
     def plan(self) -> list[PlannedRow]:
         """How many prompts to draw: for some numbers of failures, the prompts and the chance of success."""
@@ -160,8 +166,8 @@ class CVaRClaim:
             )
 
     def __str__(self) -> str:
-        of = "all" if self.alpha == 1 else f"the worst {_percent(self.alpha)} of"
-        return f"mean of {of} scores ≥ {self.min_cvar:g}, with {_percent(self.confidence)} confidence"
+        of = "all" if self.alpha == 1 else f"the worst {exact_percent(self.alpha)} of"
+        return f"mean of {of} scores ≥ {exact(self.min_cvar)}, with {exact_percent(self.confidence)} confidence"
 
     def verdict(self, scores: Array) -> Verdict:
         """Judge by one score per fresh prompt, f64 [n].
@@ -179,7 +185,8 @@ class CVaRClaim:
         shown = shows_cvar(lower.low, self.min_cvar)
         bound = max(lower.low, self.min_cvar) if shown else lower.low  # equal up to rounding error counts as equal
         needed = self.needed(scores)
-        seen = f"{len(scores):,} prompts have {lower.estimate:.4g}, so that it is at least {bound:.4g}"
+        proved = at_least(bound, self.min_cvar)
+        seen = f"{len(scores):,} prompts have {lower.estimate:.4g}, so that it is at least {proved}"
         return Verdict(
             shown=shown,
             n=len(scores),
@@ -203,7 +210,8 @@ class CVaRClaim:
         import numpy as np
 
         least = self.needed(np.array([self.high]))
-        return f"{self}: needs at least {least:,} fresh prompts, if all of them score {self.high:g}; others need more."
+        best = exact(self.high)
+        return f"{self}: needs at least {least:,} fresh prompts, if all of them score {best}; others need more."
 
     def _missing(self, needed: int | None) -> str:
         if needed is None:

@@ -16,8 +16,8 @@ import numpy as np
 
 from lightning_rarlhf.errors import DataError
 from lightning_rarlhf.functional.checks import Array
-from lightning_rarlhf.results_file import GENERATIONS, PREDICTIONS, RESULTS
-from lightning_rarlhf.results_schema import read_results
+from lightning_rarlhf.records.results_file import GENERATIONS, PREDICTIONS, RESULTS
+from lightning_rarlhf.records.results_schema import read_results
 
 _SPENT = {
     "train": "trained on",
@@ -138,10 +138,10 @@ def _require_results(path: Path) -> None:
     if path.name == GENERATIONS and path.with_name(RESULTS).exists():
         return
     if path.name == GENERATIONS:
-        reason = f"no {RESULTS} beside it tells whether it is whole; run `python train.py test` again"
+        reason = f"no {RESULTS} beside it tells whether it is whole; run `python train.py test` again, or vouch for it"
     else:
-        reason = f"nothing tells whether it is whole, as {RESULTS} does of {GENERATIONS}"
-    raise DataError(f"{path}: {reason}, or vouch for it yourself with --without_results")
+        reason = f"nothing tells whether it is whole, as {RESULTS} does of {GENERATIONS}; if it is, vouch for it"
+    raise DataError(f"{path}: {reason} yourself with --without_results")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -218,6 +218,6 @@ def _results(path: Path, sha256: str) -> dict[str, Any] | None:
     if content["generations_sha256"] != sha256:
         raise DataError(
             f"{path}: not the file that {results.name} beside it describes: its SHA-256 begins {sha256[:12]}, expected "
-            f"{str(content.get('generations_sha256'))[:12]}; run `python train.py test` again"
+            f"{str(content.get('generations_sha256'))[:12]}; run `python train.py test` again, or vouch for it"
         )
     return {name: value for name, value in content.items() if name != "metrics"}

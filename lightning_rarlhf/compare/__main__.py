@@ -16,8 +16,8 @@ from pathlib import Path
 from lightning_rarlhf.compare.runner import alone, run_stages, states_of, train
 from lightning_rarlhf.compare.stages import METHODS, Settings, Stage, plan, report_commands
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.one_line_parser import OneLineParser
 from lightning_rarlhf.report.__main__ import main as report
+from lightning_rarlhf.terminal.one_line_parser import OneLineParser
 
 _CONFIGS = Path(os.path.relpath(Path(__file__).resolve().parents[2] / "configs"))
 """relative, so that a checkout that is moved with its runs still knows what it did"""

@@ -19,7 +19,7 @@ from uuid import uuid4
 from lightning_rarlhf.compare.stages import Command, Stage
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.one_move import in_one_move
-from lightning_rarlhf.results_file import file_sha256
+from lightning_rarlhf.records.results_file import file_sha256
 
 State = Literal["done", "stopped", "to do"]
 Run = Callable[[Sequence[str], Path], int]

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from jsonargparse.typing import PositiveInt
 
+from lightning_rarlhf.cached_decoding.cached_decoder import CachedDecoder
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.decoding.method import DecodingMethod
 from lightning_rarlhf.functional.decoding import best_of_k_kl
 from lightning_rarlhf.functional.sequences import pad_right
-from lightning_rarlhf.sampling import CachedDecoder, SamplingSeed
+from lightning_rarlhf.sampling import SamplingSeed
 
 
 class BestOfK(DecodingMethod):

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_rarlhf.cached_decoding.cached_decoder import CachedDecoder
 from lightning_rarlhf.decoding.experts import load_expert
 from lightning_rarlhf.decoding.method import Host, JointDecoder, StepwiseMethod
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.decoding import dexperts, nucleus
+from lightning_rarlhf.language_model import LanguageModel
 from lightning_rarlhf.number_types import Fraction
-from lightning_rarlhf.policy import LanguageModel
-from lightning_rarlhf.sampling import CachedDecoder, Decoder
+from lightning_rarlhf.sampling import Decoder
 
 
 class DExperts(StepwiseMethod):

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from lightning_rarlhf.decoding.method import Host
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.hub import split_revision
-from lightning_rarlhf.policy import LanguageModel
-from lightning_rarlhf.policy_loading import end_of_text_ids, load_causal_lm
-from lightning_rarlhf.tokenizer import load_tokenizer, require_same_tokens
+from lightning_rarlhf.language_model import LanguageModel
+from lightning_rarlhf.loading.hub import split_revision
+from lightning_rarlhf.loading.policy_loading import end_of_text_ids, load_causal_lm
+from lightning_rarlhf.loading.tokenizer import load_tokenizer, require_same_tokens
 
 
 def load_expert(name: str, role: str, host: Host) -> LanguageModel:

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse.typing import ClosedUnitInterval
 from torch import Tensor
 
+from lightning_rarlhf.cached_decoding.cached_decoder import CachedDecoder, CachedTrunk
 from lightning_rarlhf.config import SamplingConfig
 from lightning_rarlhf.decoding.experts import load_expert
 from lightning_rarlhf.decoding.method import Host, JointDecoder, StepwiseMethod
@@ -16,9 +17,9 @@ from lightning_rarlhf.errors import ModelError, UserError
 from lightning_rarlhf.functional.decoding import gedi, wanted_logposterior
 from lightning_rarlhf.functional.logprobs import token_logprobs
 from lightning_rarlhf.functional.sequences import previous_column
+from lightning_rarlhf.language_model import LanguageModel
 from lightning_rarlhf.number_types import Fraction, Weight
-from lightning_rarlhf.policy import LanguageModel
-from lightning_rarlhf.sampling import CachedDecoder, CachedTrunk, Decoder
+from lightning_rarlhf.sampling import Decoder
 
 _PLAIN = SamplingConfig()
 

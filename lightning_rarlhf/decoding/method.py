@@ -14,7 +14,7 @@ from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.decoding.passes import PassCounter
 from lightning_rarlhf.functional.logprobs import eos_ban
-from lightning_rarlhf.policy import LanguageModel
+from lightning_rarlhf.language_model import LanguageModel
 from lightning_rarlhf.sampling import Decoder, SamplingSeed, sample
 
 if TYPE_CHECKING:

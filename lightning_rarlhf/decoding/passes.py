@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_rarlhf.policy import LanguageModel
+from lightning_rarlhf.language_model import LanguageModel
 from lightning_rarlhf.sampling import Decoder
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from lightning_rarlhf.cached_decoding.cached_decoder import CachedDecoder
 from lightning_rarlhf.decoding.method import StepwiseMethod
-from lightning_rarlhf.sampling import CachedDecoder, Decoder
+from lightning_rarlhf.sampling import Decoder
 
 
 class Plain(StepwiseMethod):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.plain_text import first_line
+from lightning_rarlhf.loading.tokenizer import opening_ids
 from lightning_rarlhf.sampling import Decoder
-from lightning_rarlhf.tokenizer import opening_ids
+from lightning_rarlhf.terminal.plain_text import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

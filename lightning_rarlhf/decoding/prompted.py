@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from lightning_rarlhf.cached_decoding.cached_decoder import CachedDecoder
 from lightning_rarlhf.decoding.method import Host, StepwiseMethod
 from lightning_rarlhf.decoding.prefix import Prefix, PrefixedDecoder, chat_prefix, text_prefix
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.sampling import CachedDecoder, Decoder
+from lightning_rarlhf.sampling import Decoder
 
 Chat = Literal["auto", "always", "never"]
 

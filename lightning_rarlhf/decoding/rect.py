@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_rarlhf.cached_decoding.cached_decoder import CachedTrunk
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.decoding.method import Host, StepwiseMethod
 from lightning_rarlhf.decoding.risk_head import RiskHead, load_risk_head
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.functional.decoding import rectify
+from lightning_rarlhf.language_model import LanguageModel
 from lightning_rarlhf.number_types import PositiveWeight
-from lightning_rarlhf.policy import LanguageModel
-from lightning_rarlhf.results_file import weights_sha256
-from lightning_rarlhf.sampling import CachedTrunk, Decoder, SamplingSeed
+from lightning_rarlhf.records.results_file import weights_sha256
+from lightning_rarlhf.sampling import Decoder, SamplingSeed
 
 
 class Rect(StepwiseMethod):

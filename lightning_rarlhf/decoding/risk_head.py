@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.one_move import in_one_move, or_say_why
-from lightning_rarlhf.plain_text import first_line
+from lightning_rarlhf.terminal.plain_text import first_line
 
 RISK_HEAD_FILE = "risk_head.safetensors"
 """what `RectModule` writes into its run's folder"""

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_rarlhf.cached_decoding.cached_decoder import CachedDecoder
 from lightning_rarlhf.decoding.method import Host, JointDecoder, StepwiseMethod
 from lightning_rarlhf.decoding.prefix import Prefix, PrefixedDecoder, text_prefix
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.decoding import self_debias
 from lightning_rarlhf.number_types import Fraction, Weight
-from lightning_rarlhf.sampling import CachedDecoder, Decoder
+from lightning_rarlhf.sampling import Decoder
 
 
 class SelfDebias(StepwiseMethod):

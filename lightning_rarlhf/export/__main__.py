@@ -11,16 +11,16 @@ from typing import Any, get_args
 
 from torch import nn
 
+from lightning_rarlhf.checkpoints.sharded_checkpoint import whole_checkpoint
+from lightning_rarlhf.checkpoints.trained_weights import require_trained
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
-from lightning_rarlhf.one_line_parser import OneLineParser
-from lightning_rarlhf.policy_loading import load_actor_critic
-from lightning_rarlhf.provenance import training_of_checkpoint
-from lightning_rarlhf.quiet import quiet
-from lightning_rarlhf.sharded_checkpoint import whole_checkpoint
-from lightning_rarlhf.tokenizer import load_tokenizer
-from lightning_rarlhf.trained_weights import require_trained
+from lightning_rarlhf.loading.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
+from lightning_rarlhf.records.provenance import training_of_checkpoint
+from lightning_rarlhf.terminal.one_line_parser import OneLineParser
+from lightning_rarlhf.terminal.quiet import quiet
 
 
 def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: str | None) -> None:

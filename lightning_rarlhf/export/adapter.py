@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from lightning_rarlhf.errors import ModelError
-from lightning_rarlhf.lora import START, TRAINED, is_adapted
+from lightning_rarlhf.loading.lora import START, TRAINED, is_adapted
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_rarlhf.functional.masked import is_constant, masked_var
+from lightning_rarlhf.functional.masked import is_rounding, masked_var
 from lightning_rarlhf.functional.sequences import last_token_index
 
 
@@ -84,5 +84,6 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         returns: f32 [B, T].
         mask: bool [B, T]; True = a response token.
     """
-    share = 1 - masked_var(returns - values, mask) / masked_var(returns, mask)
-    return torch.where(is_constant(returns, mask), torch.nan, share)
+    variance = masked_var(returns, mask)
+    share = 1 - masked_var(returns - values, mask) / variance
+    return torch.where(is_rounding(variance, returns, mask), torch.nan, share)

@@ -157,7 +157,7 @@ def prompts_needed_for_rate(p: float, delta: float, *, failures: int = 0) -> int
         failures: failures among the prompts that shall still be allowed.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or p so small that no number of prompts supports it.
 
     >>> prompts_needed_for_rate(0.01, 0.05)
     299
@@ -189,6 +189,8 @@ def shows_rate(failures: int, n: int, p: float, delta: float) -> bool:
     require_open_unit("delta", delta)
     if failures < 0:
         raise ValueError(f"failures: got {failures}, expected at least 0")
+    if n < max(1, failures):
+        raise ValueError(f"n: got {n}, expected at least {max(1, failures)} prompts")
     return bool(stats.binom.cdf(failures, n, p) <= delta * (1 + _ROUNDING))
 
 
@@ -287,11 +289,16 @@ def _require_bounded(ordered: Array, minimum: float, confidence: float) -> None:
         raise ValueError(f"minimum: got {minimum}, expected at most the least value, {ordered[0]}")
 
 
+_MOST = 2**62
+
+
 def _fewest(enough: Callable[[int], bool], least: int) -> int:
-    """Smallest n ≥ `least` that is enough, where more never hurts."""
+    """Smallest n ≥ `least` that is enough, where more never hurts; ValueError beyond what a whole number can count."""
     low, high = least - 1, least
     while not enough(high):
         low, high = high, 2 * high
+        if high > _MOST:
+            raise ValueError(f"no number of prompts below {_MOST:.0e} supports the claim; claim less")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

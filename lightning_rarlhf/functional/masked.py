@@ -38,34 +38,42 @@ def masked_var(values: Tensor, mask: Tensor) -> Tensor:
         values: float, any shape.
         mask: bool, shape of `values`; True = counts.
     """
-    deviations = torch.where(mask, values - masked_mean(values, mask), 0.0)
-    return deviations.square().sum() / (mask.sum() - 1).clamp(min=1)
+    return _variance(_deviations(values, mask), mask)
 
 
-def is_constant(values: Tensor, mask: Tensor) -> Tensor:
+def is_rounding(variance: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Whether the counted values are equal but for rounding, a bool scalar; False where one is not finite.
 
     True where their standard deviation is at most 8 of the steps in which the largest of them is stored, about a
     millionth of it in float32: equal numbers that went through a sum or two differ by so much.
 
     Args:
+        variance: their `masked_var`.
         values: float, any shape.
         mask: bool, shape of `values`; True = counts.
     """
     rounding = 8 * torch.finfo(values.dtype).eps * torch.where(mask, values, 0.0).abs().max()
-    return masked_var(values, mask) <= rounding.square()
+    return variance <= rounding.square()
 
 
 def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Move the counted values to mean 0 and scale them to unit variance; every other position comes out as 0.
 
     The scale is 1/√(Var + 1e-8) with the unbiased variance, as in the paper's code. Equal values
-    (`is_constant`; a single counted token is the extreme case) become 0: neither NaN nor their rounding blown up.
+    (`is_rounding`; a single counted token is the extreme case) become 0: neither NaN nor their rounding blown up.
 
     Args:
         values: float, any shape.
         mask: bool, shape of `values`; True = counts.
     """
-    deviations = torch.where(mask, values - masked_mean(values, mask), 0.0)
-    whitened = deviations * torch.rsqrt(masked_var(values, mask) + _EPS)
-    return torch.where(is_constant(values, mask), 0.0, whitened)
+    deviations = _deviations(values, mask)
+    variance = _variance(deviations, mask)
+    return torch.where(is_rounding(variance, values, mask), 0.0, deviations * torch.rsqrt(variance + _EPS))
+
+
+def _deviations(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values - masked_mean(values, mask), 0.0)
+
+
+def _variance(deviations: Tensor, mask: Tensor) -> Tensor:
+    return deviations.square().sum() / (mask.sum() - 1).clamp(min=1)

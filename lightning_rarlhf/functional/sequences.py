@@ -76,3 +76,20 @@ def previous_column(mask: Tensor) -> Tensor:
     """
     columns = torch.arange(mask.shape[1], device=mask.device) * mask
     return torch.nn.functional.pad(columns.cummax(dim=1).values[:, :-1], (1, 0))
+
+
+def spread_rows(values: Tensor, rows: Tensor | None, width: int, empty: float) -> Tensor:
+    """Values of some rows, put back among all of them: [b, ...] → [width, ...], `empty` elsewhere.
+
+    Args:
+        values: [b, ...].
+        rows: i64 [b], where each belongs; all of them in order, or None: the values are returned as they are.
+        width: number of all rows.
+        empty: what the other rows get.
+
+    >>> spread_rows(torch.tensor([5.0, 7.0]), torch.tensor([2, 0]), 3, empty=0.0).tolist()
+    [7.0, 0.0, 5.0]
+    """
+    if rows is None or len(rows) == width:
+        return values
+    return values.new_full((width, *values.shape[1:]), empty).index_copy_(0, rows, values)

@@ -141,7 +141,7 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95, resamples: int
         value = float(table[0])
         method = "none: all values are equal"
         return Interval(estimate=value, low=value, high=value, confidence=confidence, n=len(table), method=method)
-    if 0 < _exceptions(table) < LEAST_TAIL:
+    if 0 < exceptions(table) < LEAST_TAIL:
         return unbounded(float(table.mean()), len(table), confidence, f"fewer than {LEAST_TAIL} prompts differ")
     found = _studentised_mean(table, confidence=confidence, resamples=resamples, seed=seed)
     if found and max(found.high - found.estimate, found.estimate - found.low) > np.ptp(table):
@@ -206,7 +206,7 @@ def _bca(of_rows: _OfRows, shape: tuple[int, ...], *, confidence: float, resampl
     )
 
 
-def _exceptions(values: Array) -> int:
+def exceptions(values: Array) -> int:
     """Number of values that are not the one that more than half of them are; 0 if there is no such one."""
     _, counts = np.unique(values, return_counts=True)
     others = len(values) - int(counts.max())

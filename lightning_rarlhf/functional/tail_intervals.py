@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +22,7 @@ from lightning_rarlhf.functional.statistics import (
     Interval,
     batch_size,
     bootstrap_interval,
+    exceptions,
     require_resamples,
     resampled_rows,
     tail_levels,
@@ -43,7 +45,9 @@ def cvar_interval(
         seed: of the resampling.
 
     Returns:
-        both ends infinite where the tail stands for fewer than `LEAST_TAIL` prompts: too few for any resampling.
+        both ends infinite where fewer than `LEAST_TAIL` prompts make the tail or, scores being coarse, differ from the
+        VaR in it: too few for any resampling. A tail that is all ties may give both ends the same value: this says
+        nothing of exceptions rarer than one in n/3.
 
     Raises:
         ValueError: if αn < 1, a tail that no prompt represents, or as `bootstrap_interval` does.
@@ -63,6 +67,9 @@ def paired_cvar_interval(
         confidence: nominal coverage, in (0, 1).
         resamples: bootstrap samples.
         seed: of the resampling.
+
+    Returns:
+        both ends infinite as of `cvar_interval`, and where fewer than `LEAST_TAIL` prompts score differently.
 
     Raises:
         ValueError: if the numbers of prompts differ, or as `cvar_interval` does.
@@ -100,8 +107,8 @@ def cvar_contrast_interval(
     require_tail(n, alpha)
     require_resamples(resamples, confidence)
     estimate, error = _cvar_and_error(stacked, weights, alpha)
-    if tail_size(n, alpha) < LEAST_TAIL:
-        return unbounded(float(estimate), n, confidence, f"fewer than {LEAST_TAIL} prompts in the tail")
+    if why := _too_few(stacked, weights, alpha):
+        return unbounded(float(estimate), n, confidence, f"fewer than {LEAST_TAIL} prompts {why}")
     columns = sum(table.shape[1] for table in stacked)
     parts = [
         _cvar_and_error([table[rows] for table in stacked], weights, alpha)
@@ -127,8 +134,27 @@ def _columns(values: ArrayLike) -> Array:
     return table[:, None] if table.ndim == 1 else table
 
 
+def _too_few(tables: Sequence[Array], weights: Sequence[float], alpha: float) -> str:
+    """What fewer than `LEAST_TAIL` prompts do, of whose chance no resampling knows enough; empty if none does."""
+    if tail_size(len(tables[0]), alpha) < LEAST_TAIL:
+        return "in the tail"
+    # scores above the VaR and at it have influence 0; without ties one prompt of the tail is there
+    if 0 < exceptions(_cvar_and_influence(tables, weights, alpha)[1]) < LEAST_TAIL - 1:
+        return "below the VaR"
+    if len({table.shape for table in tables}) == 1 and len(tables) > 1:
+        unequal = np.any([(table != tables[0]).any(axis=1) for table in tables], axis=0).sum()
+        return "differ" if 0 < unequal < LEAST_TAIL else ""
+    return ""
+
+
 def _cvar_and_error(tables: Sequence[Array], weights: Sequence[float], alpha: float) -> tuple[Array, Array]:
     """Weighted sum of the CVaRs of tables [..., n, k_r], and its standard error from the prompts' influences; [...]."""
+    estimate, influence = _cvar_and_influence(tables, weights, alpha)
+    return estimate, influence.std(axis=-1) / math.sqrt(tables[0].shape[-2])
+
+
+def _cvar_and_influence(tables: Sequence[Array], weights: Sequence[float], alpha: float) -> tuple[Array, Array]:
+    """Weighted sum of the CVaRs, [...], and what each prompt has to do with it, but for a constant, [..., n]."""
     estimate, influence = np.zeros(()), np.zeros(())
     for weight, table in zip(weights, tables, strict=True):
         scores = table.reshape(*table.shape[:-2], -1)
@@ -137,7 +163,7 @@ def _cvar_and_error(tables: Sequence[Array], weights: Sequence[float], alpha: fl
         shortfall = np.minimum(table - value_at_risk[..., None], 0.0).mean(axis=-1) * (scores.shape[-1] / size)
         estimate = estimate + weight * (value_at_risk[..., 0] + shortfall.mean(axis=-1))
         influence = influence + weight * shortfall
-    return estimate, influence.std(axis=-1) / math.sqrt(tables[0].shape[-2])
+    return estimate, influence
 
 
 def _bca(
@@ -149,4 +175,5 @@ def _bca(
         return _cvar_and_error(np.split(sample, ends, axis=axis + 1), weights, alpha)[0]
 
     joined = np.concatenate(tables, axis=1)
-    return bootstrap_interval(joined, contrast, confidence=confidence, resamples=resamples, seed=seed)
+    found = bootstrap_interval(joined, contrast, confidence=confidence, resamples=resamples, seed=seed)
+    return found if found.low < found.high else replace(found, method="none: all values of the tail are equal")

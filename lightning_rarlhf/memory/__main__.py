@@ -12,16 +12,16 @@ import torch
 
 import train
 from datamodules import PromptDataModule
-from lightning_rarlhf.cli import TrainCLI, require_fit
+from lightning_rarlhf.base_modules.language_module import LanguageModule
+from lightning_rarlhf.command_line.cli import TrainCLI, require_fit
 from lightning_rarlhf.config import PolicyConfig
 from lightning_rarlhf.errors import UserError, mistake_behind
-from lightning_rarlhf.language_module import LanguageModule
 from lightning_rarlhf.memory.advice import advice
 from lightning_rarlhf.memory.estimate import Estimate, RewardSettings, Run, estimate, reward_bytes
-from lightning_rarlhf.plain_text import error_line
 from lightning_rarlhf.ppo_update import rows_at_a_time
 from lightning_rarlhf.reference import is_start, reference_of
 from lightning_rarlhf.reward_models import ClassifierReward
+from lightning_rarlhf.terminal.plain_text import error_line
 
 _HELP = """usage: python -m lightning_rarlhf.memory [--device_memory 80GiB] [--processes N] --config FILE [...]
 

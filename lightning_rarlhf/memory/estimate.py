@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_rarlhf.compiled_decoding import copies_bytes
+from lightning_rarlhf.cached_decoding.cached_decoder import CachedDecoder
+from lightning_rarlhf.cached_decoding.fixed_cache import columns_for
+from lightning_rarlhf.cached_decoding.kv_cache import room_for
+from lightning_rarlhf.cached_decoding.twin import copies_bytes
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
-from lightning_rarlhf.empty_policy import empty_policy
-from lightning_rarlhf.fixed_cache import columns_for
-from lightning_rarlhf.kv_cache import room_for
+from lightning_rarlhf.loading.empty_policy import empty_policy
+from lightning_rarlhf.loading.rehearsal import Allocations, rehearsed
 from lightning_rarlhf.memory.networks import (
     empty_classifier,
     largest_block,
@@ -23,8 +25,7 @@ from lightning_rarlhf.memory.networks import (
     weight_bytes,
 )
 from lightning_rarlhf.policy import ActorCritic
-from lightning_rarlhf.rehearsal import Allocations, rehearsed
-from lightning_rarlhf.sampling import CachedDecoder, casting_once
+from lightning_rarlhf.sampling import casting_once
 
 _DRAW_BYTES = 4 + 4 + 8
 """per logit when a token is drawn: float32 logits and probabilities, float64 cumulative sum"""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lightning_rarlhf.empty_policy import read_configuration
-from lightning_rarlhf.lora import linear_layers
+from lightning_rarlhf.loading.empty_policy import read_configuration
+from lightning_rarlhf.loading.lora import linear_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.one_line_parser import OneLineParser
-from lightning_rarlhf.plain_text import error_line, name_to_show, visible
+from lightning_rarlhf.terminal.one_line_parser import OneLineParser
+from lightning_rarlhf.terminal.plain_text import error_line, name_to_show, visible
 
 
 def main(args: Sequence[str] | None = None) -> int:

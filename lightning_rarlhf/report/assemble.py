@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.plain_text import visible
+from lightning_rarlhf.records.results import Run, read_run, require_comparable
 from lightning_rarlhf.report.comparison import Comparison, compare, require_resamples
 from lightning_rarlhf.report.document import MAIN, TEXTS, Report, write_report
 from lightning_rarlhf.report.figure_distribution import draw_distribution_shift
@@ -25,7 +25,7 @@ from lightning_rarlhf.report.methods import Method, group, labels_of
 from lightning_rarlhf.report.notes import kl_bounds, notes, one_reference
 from lightning_rarlhf.report.table_terminal import print_comparison
 from lightning_rarlhf.report.training_curves import read_training_curves
-from lightning_rarlhf.results import Run, read_run, require_comparable
+from lightning_rarlhf.terminal.plain_text import visible
 
 _PICTURES = ("quantile_curve", "score_quantiles", "distribution_shift", "frontier", "matched_kl", "training_curves")
 Labelled = tuple[str, tuple[Path, ...]]

@@ -142,8 +142,9 @@ def _with_seeds(interval: Interval, across: Sequence[MeanSD]) -> Interval:
     """Widen an interval over prompts by what varies between training seeds.
 
     Its standard error is taken from its width; to its square comes sd²/k of each group of k seeds, and the degrees of
-    freedom are Welch and Satterthwaite's. What differs from seed to seed by chance of sampling alone is counted twice:
-    the interval is rather too wide than too narrow.
+    freedom are Welch and Satterthwaite's. What differs from seed to seed by chance of sampling alone is counted twice.
+    In simulations nominal 95 % intervals covered 92 % and more with three seeds a side, or two on both sides of a
+    difference; with two seeds on one side alone 87 %, where what the seeds add is 2 to 5 times what the prompts do.
     """
     from scipy import stats
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_rarlhf.functional.statistics import LEAST_TAIL
 from lightning_rarlhf.one_move import in_one_move
-from lightning_rarlhf.plain_text import name_to_show
+from lightning_rarlhf.records.results import Run
 from lightning_rarlhf.report.cell_texts import explanation, paper_metrics
 from lightning_rarlhf.report.comparison import Comparison
 from lightning_rarlhf.report.identity import chosen_by_validation, training_of
@@ -24,7 +24,7 @@ from lightning_rarlhf.report.numbers import number
 from lightning_rarlhf.report.table_csv import as_csv
 from lightning_rarlhf.report.table_latex import as_latex
 from lightning_rarlhf.report.table_markdown import as_markdown, as_paper_markdown, markdown_table
-from lightning_rarlhf.results import Run
+from lightning_rarlhf.terminal.plain_text import name_to_show
 
 MAIN = "report.md"
 TEXTS = (MAIN, "table.csv", "table.tex", "matched_kl.csv")

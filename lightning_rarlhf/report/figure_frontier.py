@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_rarlhf.functional.statistics import Interval, mean_interval
+from lightning_rarlhf.records.results import Run
 from lightning_rarlhf.report.figure_style import Look, legend_below, looks, new_figure, save, tidy
 from lightning_rarlhf.report.measures import Measure, seed_average
 from lightning_rarlhf.report.methods import Method
-from lightning_rarlhf.results import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

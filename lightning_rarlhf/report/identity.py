@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.results import Run
+from lightning_rarlhf.records.results import Run
 
 _OF_ONE_RUN = ("networks_sha256", "measured_forward_passes_per_token")
 """what seeds of one decoding-time method do not have in common"""

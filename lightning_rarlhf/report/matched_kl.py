@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.risk import tail_size
 from lightning_rarlhf.functional.statistics import LEAST_TAIL, batch_size, lower_tail_mean, resampled_rows, tail_levels
+from lightning_rarlhf.records.results import Run
 from lightning_rarlhf.report.identity import same_reference
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.seed_noise import has_seeds, has_unseeded_points, seed_groups, with_seed_noise
-from lightning_rarlhf.results import Run
 
 Array: TypeAlias = NDArray[np.float64]
 

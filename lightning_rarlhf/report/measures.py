@@ -21,7 +21,7 @@ from lightning_rarlhf.functional.statistics import (
 from lightning_rarlhf.functional.tail_intervals import cvar_contrast_interval
 from lightning_rarlhf.functional.tail_reward import as_score
 from lightning_rarlhf.functional.toxicity import TOXIC_FROM, maximum_toxicity
-from lightning_rarlhf.results import Run
+from lightning_rarlhf.records.results import Run
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_rarlhf.plain_text import name_to_show
+from lightning_rarlhf.records.results import Run
 from lightning_rarlhf.report.identity import require_points, require_seeds
-from lightning_rarlhf.results import Run
+from lightning_rarlhf.terminal.plain_text import name_to_show
 
 _SEED_FOLDER = re.compile(r"seed[-_=]?\d+", re.IGNORECASE)
 _SEED_SUFFIX = re.compile(r"[-_.]seed[-_=]?\d+$", re.IGNORECASE)

@@ -14,10 +14,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_rarlhf.records.results import Run
 from lightning_rarlhf.report.identity import training_of
 from lightning_rarlhf.report.methods import Method, method_folder
 from lightning_rarlhf.report.training_chance import has_reference_weights
-from lightning_rarlhf.results import Run
 
 Array: TypeAlias = NDArray[np.float64]
 

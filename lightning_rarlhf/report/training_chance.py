@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from lightning_rarlhf.records.results import Run
 from lightning_rarlhf.report.identity import drawn_by, training_of
-from lightning_rarlhf.results import Run
 
 
 class Chance(Enum):

@@ -7,13 +7,13 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.workload import SIZES
-from lightning_rarlhf import compiled_decoding
+from lightning_rarlhf.cached_decoding import compiled_step
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 
 def test_a_short_training_is_measured_with_either_way_of_sampling(monkeypatch, capsys):
-    monkeypatch.setattr(compiled_decoding, "BACKEND", "eager")
+    monkeypatch.setattr(compiled_step, "BACKEND", "eager")
     monkeypatch.setattr(gpu, "copy_bandwidth", lambda _device: 1e9)
     small = replace(SIZES["tiny"], layers=2, hidden=64, heads=2, vocabulary=100, batch=4)
     monkeypatch.setattr(gpu, "workload", lambda _size, _task, **changes: replace(small, **changes))

@@ -12,14 +12,15 @@ from benchmarks import iteration
 from benchmarks.models import save_models
 from benchmarks.workload import SIZES, Workload, workload
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
-from lightning_rarlhf.policy_loading import load_actor_critic
-from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.loading.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
 
 SMALL = Workload(2, 64, 2, 50, batch=3, prompt=5, response=4, reward_layers=1, reward_hidden=64, epochs=2)
 
 
 def test_flops_are_those_that_torch_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_rarlhf.cpu_linear._available", lambda: False)  # oneDNN's products are not counted
+    # oneDNN's products are not counted
+    monkeypatch.setattr("lightning_rarlhf.layers.cpu_linear._available", lambda: False)
     save_models(tmp_path, SMALL)
     folder = str(tmp_path / "policy")
     actor = load_actor_critic(PolicyConfig(pretrained=folder, attn_implementation="eager"), load_tokenizer(folder))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import train
 from callbacks.hugging_face_export import HuggingFaceExport
 from lightning_rarlhf.export.__main__ import main as export
-from lightning_rarlhf.provenance import read_training
+from lightning_rarlhf.records.provenance import read_training
 from tests.damage import flip_a_bit_of_a_weight
 from tests.test_configs import rewards, short_schedule, small, world
 

@@ -10,8 +10,9 @@ import yaml
 
 import train
 from callbacks import PromptPerplexity
+from lightning_rarlhf.base_modules.language_module import LanguageModule
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.language_module import LanguageModule
+from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.quickstart.tiny_policy import write_tiny_policy
 from tests.callbacks.scripted import fit
 
@@ -175,7 +176,7 @@ def test_perplexity_is_that_of_the_wanted_prompts(run, monkeypatch):
     """Against Hugging Face's own loss, text by text."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lightning_rarlhf.language_module import LanguageModule
+    from lightning_rarlhf.base_modules.language_module import LanguageModule
 
     seen: list[tuple[str, int]] = []
     values: list[float] = []
@@ -246,6 +247,19 @@ def test_a_mistake_in_a_name_is_one_line(run, capsys):
     )
 
 
+@pytest.mark.parametrize("who", ["DriftAlarm", "checkpoint"])
+def test_a_judge_that_is_not_there_is_told_before_the_first_iteration(run, capsys, monkeypatch, who):
+    name, trained = "val/judge/kind/score_mean", []
+    monkeypatch.setattr(RiskAversePPOModule, "training_step", lambda *args: trained.append(args))
+    alarm = {"trainer": {"callbacks": [{"class_path": "DriftAlarm", "init_args": {"judge": name}}]}}
+    with pytest.raises(SystemExit) as end:
+        run(alarm if who == "DriftAlarm" else {"checkpoint": {"monitor": name}})
+    assert end.value.code == 2
+    assert not trained
+    expected = f"error: {who}: '{name}' is of no judge; judges: none; add it to model.evaluation.judges"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+
+
 def test_perplexity_of_sft_is_its_own_loss(run, capsys):
     overlay = {
         "model": {"class_path": "SFTModule"},
@@ -261,8 +275,8 @@ def test_a_text_that_the_policy_rules_out_counts(tmp_path, monkeypatch):
     """An infinite perplexity must reach the guard; a prompt without a token has none."""
     from types import SimpleNamespace
 
+    from lightning_rarlhf.base_modules.language_module import LanguageModule
     from lightning_rarlhf.data_types import PromptBatch
-    from lightning_rarlhf.language_module import LanguageModule
 
     logged = {}
     module = LanguageModule.__new__(LanguageModule)

@@ -15,8 +15,8 @@ from datamodules import PromptDataModule
 from datamodules.rows import RowSchema, ValueRule
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.errors import DataError
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
 from lightning_rarlhf.splits import FIRST_INDEX
-from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.datamodules.data_files import text
 
 

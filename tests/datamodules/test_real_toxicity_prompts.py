@@ -79,7 +79,7 @@ def test_fine_tuning_sees_the_prompt_text_only(tmp_path: Path, tokenizer_folder:
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert isinstance(batch, TextBatch)
-    from lightning_rarlhf.tokenizer import load_tokenizer
+    from lightning_rarlhf.loading.tokenizer import load_tokenizer
 
     texts = load_tokenizer(tokenizer_folder).batch_decode(batch.input_ids, skip_special_tokens=True)
     assert all(text.startswith("row ") and "never used" not in text for text in texts)

@@ -240,6 +240,27 @@ def test_validation_that_would_take_all() -> None:
         hold_out(np.arange(5), np.array([], dtype=np.int64), labels, 5, seed=0)
 
 
+def test_validation_that_one_class_has_too_few_rows_for() -> None:
+    labels = np.array([1] * 10 + [0] * 110, dtype=np.int8)
+    with pytest.raises(
+        DataError, match="val_size=60: at the class ratio of the 20 training rows there are 40, .* below 20"
+    ):
+        hold_out(np.arange(20), np.arange(20, 120), labels, 60, seed=0)
+
+
+@given(st.integers(0, 60), st.tuples(*[st.integers(0, 30)] * 4))
+def test_validation_has_the_rows_that_were_asked_for_or_is_refused(size: int, of: tuple[int, int, int, int]) -> None:
+    labels = np.repeat(np.array([1, 0, 1, 0], dtype=np.int8), of)
+    train, leftovers = np.arange(sum(of[:2])), np.arange(sum(of[:2]), sum(of))
+    try:
+        kept, val = hold_out(train, leftovers, labels, size, seed=0)
+    except DataError:
+        assert size >= len(train) > 0
+    else:
+        assert len(val) == (size if len(train) else 0)
+        assert sorted([*kept, *np.intersect1d(val, train)]) == train.tolist()
+
+
 def test_validation_file_of_its_own() -> None:
     labels, sources = pool(train=(30, 30), test=(30, 30), val=(20, 20))
     chosen = select(labels, sources, train=Quota(), test=Quota(), val_size=15, seed=0)

@@ -103,7 +103,9 @@ def test_changed_file_is_read_again(tmp_path: Path) -> None:
         ),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2: is not a JSON object; expected one object in braces"),
         ("a.json", b"no json at all", "cannot be read .*JSON"),
-        ("a.txt", b"hello", "unknown kind of data; expected a file that ends in .csv"),
+        ("a.docx", b"hello", "unknown kind of data; expected a file that ends in .csv"),
+        ("a.txt", "hello".encode("utf-16-le"), "zero bytes, as UTF-16 has, expected text in UTF-8"),
+        ("a.txt", "caf\xe9".encode("latin-1"), "cannot be read .*UnicodeDecodeError.*UTF-8"),
     ],
 )
 def test_unreadable_files(
@@ -121,6 +123,22 @@ def test_unreadable_files(
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder; check --data.path"):
         read_file(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_each_line_of_a_text_file_is_a_text(tmp_path: Path, line_end: str) -> None:
+    texts = ["one", "", 'two, "too"', "line\u2028break, \x0cpage", "مرحبا 👩‍👩‍👧", "x " * 50_000]
+    path = tmp_path / "a.txt"
+    path.write_bytes(line_end.join(texts).encode("utf-8-sig"))
+    assert read_file(path)["text"][:] == texts
+
+
+def test_a_table_comes_before_notes_of_the_same_name(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a log")
+    found = find_file(tmp_path, "train")
+    assert found == tmp_path / "train.txt"
+    write_csv(tmp_path / "train.csv", ROWS)
+    assert find_file(tmp_path, "train") == tmp_path / "train.csv"
 
 
 def test_two_files_for_one_split(tmp_path: Path) -> None:
@@ -143,7 +161,7 @@ def test_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import Dataset, DatasetDict
 
     asked: list[Any] = []
-    monkeypatch.setattr("lightning_rarlhf.hub.require_reachable_dataset", lambda *args: asked.append(args))
+    monkeypatch.setattr("lightning_rarlhf.loading.hub.require_reachable_dataset", lambda *args: asked.append(args))
     loaded = DatasetDict({"train": Dataset.from_dict({"text": ["a"]}), "test": Dataset.from_dict({"text": ["b"]})})
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: asked.append((args, options)) or loaded)
     assert {split: rows["text"][:] for split, rows in read_hub("own/er", "v1", "sub").items()} == {
@@ -157,7 +175,7 @@ def test_hub_dataset_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("Dataset scripts are no longer supported,\nbut found x.py")
 
-    monkeypatch.setattr("lightning_rarlhf.hub.require_reachable_dataset", lambda *args: None)
+    monkeypatch.setattr("lightning_rarlhf.loading.hub.require_reachable_dataset", lambda *args: None)
     monkeypatch.setattr("datasets.load_dataset", fail)
     with pytest.raises(DataError, match="own/er: cannot be read .*no longer supported, but found x.py.*--data.path"):
         read_hub("own/er", None)
@@ -183,4 +201,4 @@ def test_log_level_of_datasets_is_left_as_it_was(tmp_path: Path) -> None:
     before = datasets.logging.get_verbosity()
     read_file(write_csv(tmp_path / "a.csv", ROWS))
     assert datasets.logging.get_verbosity() == before
-    assert sources.is_data_file(tmp_path / "a.csv")
+    assert sources.is_table(tmp_path / "a.csv")

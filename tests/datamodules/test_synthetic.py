@@ -7,9 +7,9 @@ import pytest
 from datamodules.synthetic import SyntheticDataModule
 from lightning_rarlhf.data_types import PromptBatch, TextBatch
 from lightning_rarlhf.errors import DataError
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
 from lightning_rarlhf.quickstart.grammar import MOST_COMMENTS, make_comments
 from lightning_rarlhf.quickstart.tiny_policy import write_tiny_policy
-from lightning_rarlhf.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

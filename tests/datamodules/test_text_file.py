@@ -8,6 +8,7 @@ import pytest
 from datamodules import TextFileDataModule
 from lightning_rarlhf.errors import DataError
 from tests.datamodules.data_files import Row, text, write_csv, write_jsonl, write_parquet
+from tests.tiny_models import save_policy
 
 
 def module(tokenizer: str, **options: Any) -> TextFileDataModule:
@@ -81,6 +82,15 @@ def test_whole_text_is_the_prompt_up_to_a_limit(tmp_path: Path, tokenizer_folder
 def test_folder_with_one_file(tmp_path: Path, tokenizer_folder: str, name: str) -> None:
     write_csv(tmp_path / name, rows(40))
     data = module(tokenizer_folder, path=str(tmp_path), text_column="body")
+    (tmp_path / "notes.txt").write_text("no prompts")
+    data.setup("fit")
+    assert data.identity()["rows"] == {"train": 28, "val": 4, "test": 8}
+
+
+def test_plain_text(tmp_path: Path, tokenizer_folder: str) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("\n\n".join(row["body"] for row in rows(40)))
+    data = module(tokenizer_folder, path=str(path))
     data.setup("fit")
     assert data.identity()["rows"] == {"train": 28, "val": 4, "test": 8}
 
@@ -210,7 +220,7 @@ def test_the_label_column_is_read_once_before_rows_are_made(
         ({"path": "a.csv", "label_column": "kind"}, "label_column and wanted_label go together"),
         ({"path": "a.csv", "wanted_label": "pos"}, "label_column and wanted_label go together"),
         ({"path": "a.csv", "train_wanted_fraction": 0.5}, "no label_column is named"),
-        ({"path": "a.csv", "purpose": "sft"}, "no label_column is named.*sft_class to all"),
+        ({"path": "a.csv", "purpose": "sft"}, "no label_column is named.*--data.sft_class all"),
         ({"path": "nowhere/a.csv"}, "nowhere/a.csv: no such file"),
         ({"hub_id": "own/er"}, "own/er"),
     ],
@@ -237,7 +247,9 @@ def test_wanted_label_that_never_occurs(tmp_path: Path, tokenizer_folder: str) -
 def test_column_that_is_not_there(tmp_path: Path, tokenizer_folder: str, column: str) -> None:
     columns = {"text_column": "body", "label_column": "kind", "wanted_label": "pos", "score_column": "points"}
     data = module(tokenizer_folder, path=str(write_csv(tmp_path / "a.csv", rows(9))), **columns | {column: "gone"})
-    with pytest.raises(DataError, match="no column 'gone'; columns found: body, kind, points"):
+    with pytest.raises(
+        DataError, match=f"no column 'gone'; columns found: body, kind, points; name yours: --data.{column} "
+    ):
         data.setup("fit")
 
 
@@ -247,3 +259,27 @@ def test_folder_without_splits(tmp_path: Path, tokenizer_folder: str, names: lis
         write_csv(tmp_path / name, rows(3))
     with pytest.raises(DataError, match=rf"expected 'train' or 'test' \(train_split, test_split\), found {found}"):
         module(tokenizer_folder, path=str(tmp_path)).setup("fit")
+
+
+@pytest.mark.parametrize(("count", "told"), [(3, True), (4, False), (9, False)])
+def test_validation_data_of_fewer_rows_than_asked_for_are_told(
+    tmp_path: Path, tokenizer_folder: str, caplog: pytest.LogCaptureFixture, count: int, told: bool
+) -> None:
+    for split, number in (("train", 20), ("test", 5), ("validation", count)):
+        write_csv(tmp_path / f"{split}.csv", rows(number))
+    data = module(tokenizer_folder, path=str(tmp_path), text_column="body", val_split="validation")
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert len(prompts(data.val_dataloader())) == min(count, 4)
+    assert ("3 validation rows, fewer than val_size=4" in caplog.text) == told
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_policy(tmp_path / "words", "gpt2")
+    texts = ["the film was good", "the zebra was zesty", "warm food", "zebra", "a cold film", "rude zebra"]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    data = TextFileDataModule(tokenizer=str(tmp_path / "words"), path=str(tmp_path / "prompts.txt"), prompt_tokens=8)
+    with caplog.at_level("INFO"):
+        data.setup("predict")
+    assert "prompts.txt (predict): 3 of 6 texts hold words that the tokenizer" in caplog.text
+    assert "does not know; the policy reads each as <unk>" in caplog.text

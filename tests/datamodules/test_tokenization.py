@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from datamodules.tokenization import tokenize_prompts, tokenize_texts, tokenizer_hash
-from lightning_rarlhf.tokenizer import load_tokenizer, opening_ids
+from datamodules import tokenization
+from datamodules.tokenization import texts_with_unknown, tokenize_prompts, tokenize_texts, tokenizer_hash
+from lightning_rarlhf.loading.tokenizer import load_tokenizer, opening_ids
 from tests.datamodules.data_files import text, write_csv
+from tests.tiny_models import save_policy
 
 
 def rows(*texts: str) -> Dataset:
@@ -182,3 +184,19 @@ def test_a_second_process_finds_everything_in_the_cache(tmp_path: Path, tokenize
     assert first[0] == "60"
     assert second[0] == "0"
     assert first[1] == second[1]
+
+
+def test_texts_that_hold_unknown_words_are_counted_once_each(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_policy(tmp_path, "gpt2")
+    words = load_tokenizer(str(tmp_path))
+    texts = rows("the film was good", "the zebra was zesty", "warm food", "zebra")
+    prompts = tokenize_prompts(texts, words, tokens=8, first_index=0, split="train")
+    for size in (1, 3, 10_000):
+        monkeypatch.setattr(tokenization, "_COUNTED_BATCH", size)
+        assert texts_with_unknown(prompts, words) == 2
+        assert texts_with_unknown(prompts.select([0, 2, 3]), words) == 1
+    assert texts_with_unknown(tokenize_texts(texts, words, tokens=8, split="train"), words) == 2
+    known = tokenize_prompts(texts, tokenizer, tokens=8, first_index=0, split="train")
+    assert texts_with_unknown(known, tokenizer) == 0

@@ -10,9 +10,9 @@ import train
 from lightning_rarlhf.config import PolicyConfig, SamplingConfig
 from lightning_rarlhf.data_types import Samples
 from lightning_rarlhf.decoding.method import DecodingMethod, Host
-from lightning_rarlhf.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
 from lightning_rarlhf.sampling import SamplingSeed
-from lightning_rarlhf.tokenizer import load_tokenizer
 from tests.datamodules.data_files import jigsaw_rows, write_csv
 from tests.test_configs import QUIET, ROOT
 from tests.test_sampling import PROMPTS, batch_of

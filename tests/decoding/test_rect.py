@@ -15,7 +15,7 @@ from lightning_rarlhf.decoding.rect import Rect
 from lightning_rarlhf.decoding.risk_head import RISK_HEAD_FILE, RiskHead, load_risk_head, save_risk_head
 from lightning_rarlhf.errors import ModelError, WriteError
 from lightning_rarlhf.functional.decoding import rectify
-from lightning_rarlhf.results_file import weights_sha256
+from lightning_rarlhf.records.results_file import weights_sha256
 from tests.decoding.hosts import SEED, drawn, host_of, save_expert
 from tests.test_sampling import PROMPTS, batch_of
 

@@ -13,6 +13,7 @@ from lightning_rarlhf.functional.bounds import (
     prompts_needed_for_cvar,
     prompts_needed_for_rate,
     quantile_band,
+    shows_rate,
 )
 from lightning_rarlhf.functional.statistics import Interval, lower_tail_mean
 
@@ -162,6 +163,12 @@ def test_claims_that_cannot_be_are_refused(arguments: tuple[float, float, int], 
         prompts_needed_for_rate(arguments[0], arguments[1], failures=arguments[2])
 
 
+def test_a_claim_that_no_number_of_prompts_supports_is_refused():
+    assert prompts_needed_for_rate(1e-15, 0.05) > 10**15
+    with pytest.raises(ValueError, match="no number of prompts"):
+        prompts_needed_for_rate(1e-30, 0.05)
+
+
 # A bound that holds for every n
 
 
@@ -260,3 +267,9 @@ def test_no_number_of_prompts_shows_what_the_values_do_not_have() -> None:
         prompts_needed_for_cvar([1.0], 0.1, 0.5, minimum=2.0)
     with pytest.raises(ValueError, match="confidence: got 0.1"):
         prompts_needed_for_cvar([1.0], 0.1, 0.5, minimum=0.0, confidence=0.1)
+
+
+@pytest.mark.parametrize(("failures", "n", "least"), [(6, 5, 6), (0, 0, 1)])
+def test_more_failures_than_prompts_and_no_prompts_are_refused(failures: int, n: int, least: int) -> None:
+    with pytest.raises(ValueError, match=rf"n: got {n}, expected at least {least} prompts"):
+        shows_rate(failures, n, 0.1, 0.05)

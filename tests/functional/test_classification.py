@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
-from lightning_rarlhf.functional.classification import auroc, calibration_null, expected_calibration_error, reliability
+from lightning_rarlhf.functional.classification import (
+    auroc,
+    auroc_interval,
+    calibration_null,
+    expected_calibration_error,
+    reliability,
+)
 
 
 @pytest.mark.parametrize("levels", [5, 1000])
@@ -28,6 +37,37 @@ def test_auroc_of_many_samples_at_once():
     rows = [float(auroc(a, b)) for a, b in zip(scores, labels, strict=True)]
     assert auroc(scores, labels, axis=1).tolist() == pytest.approx(rows)
     assert rows[3] == 0.5
+
+
+def test_ends_of_an_auroc_are_where_it_is_z_standard_errors_away():
+    generator = np.random.default_rng(2)
+    scores, labels = generator.normal(size=60), np.repeat([1, 0], [12, 48])
+    found = auroc_interval(scores + labels, labels, confidence=0.9)
+    assert found.estimate == pytest.approx(float(auroc(scores + labels, labels)))
+    for end in (found.low, found.high):
+        spread = 1 + 29 * (1 - end) / (2 - end) + 29 * end / (1 + end)
+        assert abs(found.estimate - end) == pytest.approx(1.6448536 * math.sqrt(end * (1 - end) * spread / (12 * 48)))
+    other = auroc_interval(-scores - labels, labels, confidence=0.9)
+    assert (other.low, other.high) == pytest.approx((1 - found.high, 1 - found.low))
+
+
+def test_the_interval_of_few_positives_near_perfection_is_covered_and_perfection_is_not_certain():
+    """Of 490 negatives and 10 positives that lie three deviations above them."""
+    generator, labels = np.random.default_rng(0), np.repeat([1, 0], [10, 490])
+    truth, experiments = stats.norm.cdf(3 / math.sqrt(2)), 300
+    found = [auroc_interval(generator.normal(size=500) + 3 * labels, labels) for _ in range(experiments)]
+    assert sum(not interval.excludes(truth) for interval in found) / experiments >= 0.93
+    apart = auroc_interval(np.arange(30.0), np.repeat([0, 1], [25, 5]))
+    assert (apart.estimate, apart.high) == (1, 1)
+    assert 0.7 < apart.low < 0.8
+    assert auroc_interval(np.zeros(30), np.repeat([0, 1], [25, 5])).estimate == 0.5
+
+
+def test_an_auroc_of_one_class_or_of_no_numbers_is_refused():
+    with pytest.raises(ValueError, match="labels: got 3 positives of 3, expected both classes"):
+        auroc_interval(np.zeros(3), np.ones(3))
+    with pytest.raises(ValueError, match="NaN"):
+        auroc_interval(np.array([np.nan, 1.0]), np.array([0, 1]))
 
 
 def test_calibration_by_hand():

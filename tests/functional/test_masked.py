@@ -6,6 +6,7 @@ import statistics
 import pytest
 import torch
 
+from lightning_rarlhf.functional import masked
 from lightning_rarlhf.functional.masked import masked_mean, masked_var, masked_whiten
 
 VALUES = torch.tensor([[1.0, 2.0, math.nan], [6.0, math.inf, -math.inf]])
@@ -103,3 +104,10 @@ def test_inputs_are_not_changed() -> None:
     masked_whiten(values, mask)
     assert torch.equal(values.nan_to_num(), VALUES.nan_to_num())
     assert torch.equal(mask, MASK)
+
+
+def test_whitening_reads_the_mean_once(monkeypatch) -> None:
+    read = []
+    monkeypatch.setattr(masked, "masked_mean", lambda *args: read.append(args) or masked_mean(*args))
+    masked_whiten(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[True, True, False]]))
+    assert len(read) == 1

@@ -89,6 +89,39 @@ def test_a_tail_of_few_prompts_has_no_finite_interval() -> None:
     assert math.isfinite(width(enough))
 
 
+def test_a_tail_of_ties_with_few_exceptions_has_no_finite_interval() -> None:
+    """A rule's score, 0 or -1, of 500 prompts: how rare five failures are no bootstrap knows."""
+    few, enough = (cvar_interval(-1.0 * (np.arange(500) < count), 0.1, **FEW) for count in (5, LEAST_TAIL))
+    assert ends(few) == (-math.inf, math.inf)
+    assert few.method == "none: fewer than 10 prompts below the VaR"
+    assert few.estimate == pytest.approx(-0.1)
+    assert math.isfinite(width(enough))
+    none = cvar_interval(-1.0 * (np.arange(500) < 200), 0.1, **FEW)
+    assert (none.low, none.high, none.method) == (-1, -1, "none: all values of the tail are equal")
+
+
+def test_a_tail_that_few_prompts_fill_with_their_completions_has_no_finite_interval() -> None:
+    values = normal(100, 1, m=25)
+    assert math.isfinite(width(cvar_interval(values, 0.1, **FEW)))
+    values[:8] -= 10  # 200 of the 250 scores of the tail
+    values[8:] = 0.0
+    assert ends(cvar_interval(values, 0.1, **FEW)) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize(("changed", "better"), [(6, 5.0), (6, 0.1)])
+def test_a_difference_that_few_prompts_make_is_none(changed: int, better: float) -> None:
+    """Of two policies that answer nearly every prompt alike; whether the VaR itself moves or not."""
+    before, after = normal(200), np.sort(normal(200))
+    before.sort()
+    after[:changed] += better
+    found = paired_cvar_interval(after, before, 0.1, **FEW)
+    assert found.estimate > 0
+    assert not found.excludes(0.0)
+    assert ends(found) == (-math.inf, math.inf)
+    after[:LEAST_TAIL] += better
+    assert math.isfinite(width(paired_cvar_interval(after, before, 0.1, **FEW)))
+
+
 def test_a_tail_that_no_prompt_represents_is_refused() -> None:
     for call in (
         lambda n: cvar_interval(normal(n), 0.1),

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig, SamplingConfig
-from lightning_rarlhf.policy_loading import load_actor_critic
-from lightning_rarlhf.quiet import quiet
-from lightning_rarlhf.tokenizer import load_tokenizer
+from lightning_rarlhf.loading.policy_loading import load_actor_critic
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
+from lightning_rarlhf.terminal.quiet import quiet
 
 
 def status(name: str) -> int:

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig, SamplingConfig
-from lightning_rarlhf.empty_policy import empty_policy
+from lightning_rarlhf.loading.empty_policy import empty_policy
+from lightning_rarlhf.loading.policy_loading import load_causal_lm
 from lightning_rarlhf.memory.estimate import RewardSettings, Run, estimate
 from lightning_rarlhf.memory.networks import weight_bytes
-from lightning_rarlhf.policy_loading import load_causal_lm
 from tests.tiny_models import FAMILIES, WORDS, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

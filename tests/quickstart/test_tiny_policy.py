@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_rarlhf.loading.tokenizer import load_tokenizer
 from lightning_rarlhf.quickstart.grammar import make_comments, vocabulary
 from lightning_rarlhf.quickstart.tiny_policy import CONTEXT_TOKENS, UNKNOWN, word_tokenizer, write_tiny_policy
-from lightning_rarlhf.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

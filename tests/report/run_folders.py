@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_rarlhf.base_modules.evaluation import summarise
 from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.data_types import PromptBatch, Samples
-from lightning_rarlhf.evaluation import summarise
-from lightning_rarlhf.generations import Completions, GenerationWriter, rows_by_prompt
-from lightning_rarlhf.results_file import publish, results_of
+from lightning_rarlhf.records.generations import Completions, GenerationWriter, rows_by_prompt
+from lightning_rarlhf.records.results_file import publish, results_of
 
 EOS = 1
 WORDS = ("warm", "food", "was", "good")

@@ -9,10 +9,10 @@ from scipy import stats
 
 from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.functional.statistics import mean_interval
-from lightning_rarlhf.report.comparison import Comparison, compare
+from lightning_rarlhf.functional.statistics import Interval, MeanSD, mean_interval
+from lightning_rarlhf.records.results import Run, read_run
+from lightning_rarlhf.report.comparison import Comparison, _with_seeds, compare
 from lightning_rarlhf.report.methods import group
-from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import scores_of, write_run
 
 
@@ -145,3 +145,18 @@ def test_too_few_resamples_are_refused(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, scores_of(1)))
     with pytest.raises(UserError, match="--resamples: got 10, expected at least 40"):
         compare(group([run], ["a"]), resamples=10)
+
+
+@pytest.mark.parametrize(("sides", "seeds", "least"), [(1, 3, 0.92), (2, 2, 0.93), (2, 3, 0.93), (1, 2, 0.86)])
+@pytest.mark.parametrize("ratio", [0.3, 1.0, 3.0, 10.0])
+def test_coverage_over_seeds_is_what_the_documentation_says(sides: int, seeds: int, least: float, ratio: float) -> None:
+    """Prompts have standard error 1, the mean of a side's seeds `ratio` times that; the truth is 0."""
+    generator, experiments, reach = np.random.default_rng(0), 1000, stats.norm.ppf(0.975)
+    held = 0
+    for _ in range(experiments):
+        drawn = ratio * math.sqrt(seeds) * generator.normal(size=(sides, seeds))
+        at = generator.normal() + drawn.mean(axis=1).sum()
+        prompts = Interval(estimate=at, low=at - reach, high=at + reach, confidence=0.95, n=500, method="bootstrap")
+        across = [MeanSD(float(side.mean()), float(side.std(ddof=1)), seeds) for side in drawn]
+        held += not _with_seeds(prompts, across).excludes(0.0)
+    assert held / experiments >= least - 2 * math.sqrt(least * (1 - least) / experiments)

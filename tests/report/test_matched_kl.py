@@ -8,10 +8,10 @@ import pytest
 
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.statistics import SMALL_NOTE
+from lightning_rarlhf.records.results import Run, read_run
 from lightning_rarlhf.report.matched_kl import MatchedKL, match_kl
 from lightning_rarlhf.report.matched_kl_words import statements
 from lightning_rarlhf.report.methods import Method
-from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import PROMPTS, scores_of, write_run
 
 KLS = (0.0, 1.0, 4.0, 9.0)

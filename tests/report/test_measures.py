@@ -9,8 +9,8 @@ import pytest
 from lightning_rarlhf.config import EvaluationConfig
 from lightning_rarlhf.functional.statistics import mean_interval
 from lightning_rarlhf.functional.tail_intervals import paired_cvar_interval
+from lightning_rarlhf.records.results import Run, read_run
 from lightning_rarlhf.report.measures import Measure, measure, paired_difference, seed_average
-from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import PROMPTS, difficulty, scores_of, write_run
 
 RESAMPLING = {"confidence": 0.9, "resamples": 300, "seed": 3}

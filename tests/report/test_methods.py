@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.provenance import training_record
+from lightning_rarlhf.records.provenance import training_record
+from lightning_rarlhf.records.results import Run, read_run
 from lightning_rarlhf.report.identity import seeds_unknown
 from lightning_rarlhf.report.methods import group, labels_of, method_folder
-from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import scores_of, write_run
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.provenance import CHOSEN, training_record
+from lightning_rarlhf.records.provenance import CHOSEN, training_record
+from lightning_rarlhf.records.results import Run, read_run
 from lightning_rarlhf.report.comparison import compare
 from lightning_rarlhf.report.document import Report, write_report
 from lightning_rarlhf.report.methods import group
 from lightning_rarlhf.report.notes import kl_bounds, notes
 from lightning_rarlhf.report.seed_noise import seed_groups
-from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import difficulty, scores_of, write_run
 
 

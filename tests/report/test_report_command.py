@@ -250,7 +250,7 @@ def test_a_kill_between_two_files_leaves_no_report_of_mixed_ones(runs: Path, mon
 
 
 def test_a_sweep_of_several_configurations_is_no_set_of_seeds(runs: Path) -> None:
-    from lightning_rarlhf.provenance import training_record
+    from lightning_rarlhf.records.provenance import training_record
 
     for number, kl in enumerate((1.0, 2.0, 4.0)):
         training = training_record("PPO", {"target": kl}, seed=0, steps=3)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from lightning_rarlhf.records.results import Run, read_run
 from lightning_rarlhf.report import (
     figure_distribution,
     figure_frontier,
@@ -25,7 +26,6 @@ from lightning_rarlhf.report.matched_kl import match_kl
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.quantile_curve import quantile_curve
 from lightning_rarlhf.report.training_curves import TrainingCurve
-from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import PROMPTS, scores_of, write_run
 
 PNG, PDF = b"\x89PNG\r\n\x1a\n", b"%PDF-"

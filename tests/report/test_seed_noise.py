@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_rarlhf.provenance import training_record
+from lightning_rarlhf.records.provenance import training_record
+from lightning_rarlhf.records.results import Run, read_run
 from lightning_rarlhf.report.matched_kl import Points, _match, _Samples, match_kl
 from lightning_rarlhf.report.matched_kl_words import statements
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.seed_noise import has_unseeded_points, seed_groups, with_seed_noise
-from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import scores_of, write_run
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_rarlhf.functional.statistics import Interval, MeanSD
+from lightning_rarlhf.records.results import read_run
 from lightning_rarlhf.report.cell_texts import explanation
 from lightning_rarlhf.report.comparison import Comparison, compare
 from lightning_rarlhf.report.methods import group
@@ -18,7 +19,6 @@ from lightning_rarlhf.report.table_csv import as_csv
 from lightning_rarlhf.report.table_latex import as_latex
 from lightning_rarlhf.report.table_markdown import as_markdown, as_paper_markdown
 from lightning_rarlhf.report.table_terminal import print_comparison
-from lightning_rarlhf.results import read_run
 from tests.report.run_folders import scores_of, write_run
 
 

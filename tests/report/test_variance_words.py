@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_rarlhf.provenance import training_record
+from lightning_rarlhf.records.provenance import training_record
+from lightning_rarlhf.records.results import Run, read_run
 from lightning_rarlhf.report.methods import Method
 from lightning_rarlhf.report.variance_words import variance_lines
-from lightning_rarlhf.results import Run, read_run
 from tests.report.run_folders import scores_of, write_run
 
 NONE_KNOWN = "no training of the method is recorded, hence nothing for another seed of it"

@@ -1,0 +1,1 @@
+"""A network's layers: found, cut short, frozen, and computed by faster kernels."""

@@ -1,0 +1,1 @@
+"""What Quark needs beside PPO: its pool of scored texts and its reward tokens."""

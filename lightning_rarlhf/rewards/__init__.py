@@ -1,0 +1,1 @@
+"""What reward models are made of: classifiers, their labels, and scores that can be trusted."""

@@ -1,0 +1,1 @@
+"""Optimizer steps by hand: gradients in parts, guards, and what a step logs."""

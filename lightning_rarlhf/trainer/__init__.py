@@ -1,0 +1,1 @@
+"""How a Lightning Trainer is set up: strategies, precision, length, memory."""
