@@ -28,7 +28,7 @@ from lightning_rarlhf.decoding.prompted import Prompted
 from lightning_rarlhf.decoding.rect import Rect
 from lightning_rarlhf.decoding.self_debias import SelfDebias
 from lightning_rarlhf.decoding_module import DecodingModule
-from lightning_rarlhf.distributed import lost_process
+from lightning_rarlhf.distributed import leave, lost_process
 from lightning_rarlhf.errors import mistake_behind
 from lightning_rarlhf.ppo_module import RiskAversePPOModule
 from lightning_rarlhf.quark_module import QuarkModule
@@ -87,8 +87,7 @@ def main(args: ArgsType = None) -> None:
         lost = lost_process(error)
         if lost is None:
             raise
-        sys.stderr.write(f"error: {lost}\n")
-        raise SystemExit(1) from None
+        leave(f"error: {lost}\n")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ process group all of this is the identity.
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -59,6 +61,18 @@ def lost_process(error: BaseException) -> str | None:
         f"process {rank()} of {world_size()} lost another one ({said}); see what that one said, and go on from the "
         "last checkpoint with --ckpt_path last"
     )
+
+
+def leave(line: str) -> NoReturn:
+    """Print `line` and end this process with status 1, past the interpreter's own end.
+
+    For a process that lost another one. Threads of torch's still talk to the lost one; while the interpreter ends they
+    can abort it (SIGABRT in place of the status), or keep it until their timeout.
+    """
+    sys.stdout.flush()
+    sys.stderr.write(line)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def gather_items(items: Sequence[ItemT]) -> list[ItemT]:
