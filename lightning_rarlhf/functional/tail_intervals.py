@@ -107,7 +107,7 @@ def cvar_contrast_interval(
     require_tail(n, alpha)
     require_resamples(resamples, confidence)
     estimate, error = _cvar_and_error(stacked, weights, alpha)
-    if why := _too_few(stacked, weights, alpha):
+    if why := few_in_tail(stacked, weights, alpha):
         return unbounded(float(estimate), n, confidence, f"fewer than {LEAST_TAIL} prompts {why}")
     columns = sum(table.shape[1] for table in stacked)
     parts = [
@@ -128,14 +128,14 @@ def cvar_contrast_interval(
     )
 
 
-def _columns(values: ArrayLike) -> Array:
-    """[n] → [n, 1]; [n, k] as it is."""
-    table = as_values("values", values, least=2)
-    return table[:, None] if table.ndim == 1 else table
+def few_in_tail(tables: Sequence[Array], weights: Sequence[float], alpha: float) -> str:
+    """What fewer than `LEAST_TAIL` prompts do, of whose chance no resampling knows enough; empty if none does.
 
-
-def _too_few(tables: Sequence[Array], weights: Sequence[float], alpha: float) -> str:
-    """What fewer than `LEAST_TAIL` prompts do, of whose chance no resampling knows enough; empty if none does."""
+    Args:
+        tables: [n, k_r], as of `cvar_contrast_interval`.
+        weights: of the tables.
+        alpha: risk level in (0, 1].
+    """
     if tail_size(len(tables[0]), alpha) < LEAST_TAIL:
         return "in the tail"
     # scores above the VaR and at it have influence 0; without ties one prompt of the tail is there
@@ -145,6 +145,12 @@ def _too_few(tables: Sequence[Array], weights: Sequence[float], alpha: float) ->
         unequal = np.any([(table != tables[0]).any(axis=1) for table in tables], axis=0).sum()
         return "differ" if 0 < unequal < LEAST_TAIL else ""
     return ""
+
+
+def _columns(values: ArrayLike) -> Array:
+    """[n] → [n, 1]; [n, k] as it is."""
+    table = as_values("values", values, least=2)
+    return table[:, None] if table.ndim == 1 else table
 
 
 def _cvar_and_error(tables: Sequence[Array], weights: Sequence[float], alpha: float) -> tuple[Array, Array]:

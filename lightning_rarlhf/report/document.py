@@ -142,9 +142,9 @@ def _matched_csv(result: MatchedKL) -> str:
                 (match.second, match.curves[statistic][1], pointwise),
                 (f"{match.second} - {match.first}", match.difference[statistic], simultaneous),
             )
-            few = statistic == "tail" and result.tail_prompts < LEAST_TAIL
+            few = result.few.get(statistic)
             for quantity, curve, interval in quantities:
-                kind = f"none: fewer than {LEAST_TAIL} prompts in the tail" if few else interval
+                kind = f"none: fewer than {LEAST_TAIL} prompts {few}" if few else interval
                 for kl, *values in zip(match.kl.tolist(), *(part.tolist() for part in curve), strict=True):
                     writer.writerow([name, kl, quantity, *values, kind])
     return file.getvalue()

@@ -62,7 +62,7 @@ def _compose(result: MatchedKL, style: dict[str, Look]) -> Figure:
 
 def _why_no_claim(result: MatchedKL) -> str:
     why = "runs too far apart"
-    return why if result.tail_prompts >= LEAST_TAIL else f"{why} or a tail of < {LEAST_TAIL} prompts"
+    return f"{why} or < {LEAST_TAIL} prompts {' or '.join(result.few.values())}" if result.few else why
 
 
 def _draw_rewards(axes: Axes, result: MatchedKL, statistic: str, style: dict[str, Look]) -> None:

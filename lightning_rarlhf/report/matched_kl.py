@@ -25,8 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rarlhf.errors import UserError
-from lightning_rarlhf.functional.risk import tail_size
-from lightning_rarlhf.functional.statistics import LEAST_TAIL, batch_size, lower_tail_mean, resampled_rows, tail_levels
+from lightning_rarlhf.functional.statistics import (
+    LEAST_TAIL,
+    batch_size,
+    exceptions,
+    lower_tail_mean,
+    resampled_rows,
+    tail_levels,
+)
+from lightning_rarlhf.functional.tail_intervals import few_in_tail
 from lightning_rarlhf.records.results import Run
 from lightning_rarlhf.report.identity import same_reference
 from lightning_rarlhf.report.methods import Method
@@ -110,9 +117,9 @@ class MatchedKL:
     matches: tuple[Match, ...]
     alpha: float
     confidence: float
-    tail_prompts: int
-    """prompts that the tail stands for, however many responses they have; fewer than `LEAST_TAIL` are given no
-    interval: the ends of the tail's curves are infinite then, and nobody is ahead"""
+    few: dict[str, str]
+    """what a run has fewer than `LEAST_TAIL` prompts for, by statistic; such a statistic has no intervals: the ends of
+    its curves are infinite, and nobody is ahead"""
     prompts: int
     """number that the bands rest on; of fewer than `SMALL` they may be too narrow"""
     unseeded: tuple[str, ...]
@@ -140,14 +147,14 @@ def match_kl(sweeps: Sequence[Method], *, alpha: float, resamples: int = 1000, s
         for number, (sweep, parts) in enumerate(zip(sweeps, _resample(sweeps, alpha, resamples, seed), strict=True))
     ]
     prompts = len(sweeps[0].runs[0])
-    tail_prompts = tail_size(prompts, alpha)
-    bounded = STATISTICS if tail_prompts >= LEAST_TAIL else ("mean",)
+    few = _few([run.columns["score"] for sweep in sweeps for run in sweep.runs], alpha)
+    bounded = [statistic for statistic in STATISTICS if statistic not in few]
     return MatchedKL(
         points=tuple(each.points for each in samples),
         matches=tuple(_match(samples[0], other, confidence, bounded) for other in samples[1:]),
         alpha=alpha,
         confidence=confidence,
-        tail_prompts=tail_prompts,
+        few=few,
         prompts=prompts,
         unseeded=tuple(sweep.label for sweep in sweeps if has_unseeded_points(sweep)),
         seeded=any(map(has_seeds, sweeps)),
@@ -191,6 +198,14 @@ def _require_kl(run: Run, first: Run) -> None:
             f"references differ: {first.folder} measures KL from {ours}, {run.folder} from {theirs}; "
             "equal KL means nothing then, test both with one model.reference"
         )
+
+
+def _few(tables: Sequence[Array], alpha: float) -> dict[str, str]:
+    """`MatchedKL.few` of runs' scores, [n, k] each: the rules of the intervals of a single run."""
+    differ = any(0 < exceptions(table.mean(axis=1)) < LEAST_TAIL for table in tables)
+    tail = next(filter(None, (few_in_tail([table], [1.0], alpha) for table in tables)), "")
+    said = {"mean": "that differ" if differ else "", "tail": tail}
+    return {statistic: why for statistic, why in said.items() if why}
 
 
 class _Resampled(NamedTuple):

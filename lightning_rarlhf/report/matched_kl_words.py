@@ -13,7 +13,7 @@ from lightning_rarlhf.report.matched_kl import STATISTICS, Match, MatchedKL, Str
 def statements(result: MatchedKL) -> list[str]:
     """Who is ahead at which KL, a sentence a line."""
     said = [line for match in result.matches for line in _statements_of(match, result)]
-    if any(len(match.kl) for match in result.matches):
+    if any(len(match.kl) for match in result.matches) and len(result.few) < len(STATISTICS):
         said += [_errors(result), _covered(result)]
         said += [SMALL_NOTE] if result.prompts < SMALL else []
     return said
@@ -21,7 +21,7 @@ def statements(result: MatchedKL) -> list[str]:
 
 def _errors(result: MatchedKL) -> str:
     """A band is simultaneous over KL, not over methods and statistics."""
-    statistics = len(STATISTICS) if result.tail_prompts >= LEAST_TAIL else 1
+    statistics = len(STATISTICS) - len(result.few)
     bands = statistics * sum(len(match.kl) > 0 for match in result.matches)
     each = f"with chance {100 * (1 - result.confidence):g} %"
     return f"These are {bands} bands, each of which errs somewhere {each}." if bands > 1 else f"This band errs {each}."
@@ -51,12 +51,9 @@ def _statements_of(match: Match, result: MatchedKL) -> Iterator[str]:
     )
     names = {"mean": "Mean reward", "tail": f"Mean of the worst {100 * result.alpha:g} %"}
     for statistic in STATISTICS:
-        if statistic == "tail" and result.tail_prompts < LEAST_TAIL:
-            yield (
-                f"{names[statistic]}: its tail stands for {result.tail_prompts} "
-                f"prompt{'s' if result.tail_prompts > 1 else ''}, fewer than {LEAST_TAIL}: too few for an interval, "
-                "nothing is claimed."
-            )
+        if statistic in result.few:
+            why = f"a run has fewer than {LEAST_TAIL} prompts {result.few[statistic]}"
+            yield f"{names[statistic]}: nothing is claimed, as {why}: too few for an interval."
         else:
             yield f"{names[statistic]}: {_ahead(match, statistic)}."
 

@@ -153,7 +153,7 @@ def test_a_tail_of_few_prompts_makes_no_claim(tmp_path: Path) -> None:
     sweeps = [exact(tmp_path, "a", [0.0] * 3, [0.0, 1.0, 4.0]), exact(tmp_path, "b", [1.0] * 3, [0.0, 1.0, 4.0])]
     said = statements(match_kl(sweeps, alpha=0.05, resamples=60))
     assert "b is ahead" in said[1]
-    assert "stands for 6 prompts" in said[2]
+    assert "nothing is claimed, as a run has fewer than 10 prompts in the tail" in said[2]
     assert "This band errs with chance 5 %." in said
     assert said[-1].startswith("† fewer than 200 prompts")  # 120 prompts
 
@@ -178,8 +178,8 @@ def test_completions_are_not_taken_for_prompts_of_a_tail(tmp_path: Path) -> None
     said = statements(result)
     assert "Mean reward: RA is ahead" in said[1]
     assert said[2] == (
-        "Mean of the worst 10 %: its tail stands for 4 prompts, fewer than 10: too few for an interval, "
-        "nothing is claimed."
+        "Mean of the worst 10 %: nothing is claimed, as a run has fewer than 10 prompts in the tail: too few for an "
+        "interval."
     )
     match = result.matches[0]
     assert not any(each.ahead for each in match.stretches("tail"))
@@ -187,6 +187,22 @@ def test_completions_are_not_taken_for_prompts_of_a_tail(tmp_path: Path) -> None
         assert np.isfinite(curve.estimate).all()
         assert np.isneginf(curve.low).all()
         assert np.isposinf(curve.high).all()
+
+
+@pytest.mark.parametrize(("others", "silenced"), [(0, ()), (3, ("mean", "tail")), (9, ("mean",)), (12, ())])
+def test_scores_of_which_few_differ_make_no_claim(tmp_path: Path, others: int, silenced: tuple[str, ...]) -> None:
+    """A rate: `others` prompts of 120 failed in one run. A handful tells too little of how rare failures are."""
+    failed = np.where(np.arange(PROMPTS) < others, -1.0, 0.0)
+    runs = [read_run(write_run(tmp_path / f"a{kl}", failed if kl else np.zeros(PROMPTS), kl=kl)) for kl in (0.0, 1.0)]
+    other = exact(tmp_path, "b", [1.0, 1.0], [0.0, 1.0])
+    result = matched(Method(label="a", runs=tuple(runs)), other)
+    assert tuple(result.few) == silenced
+    for statistic in ("mean", "tail"):
+        assert np.isposinf(result.matches[0].difference[statistic].high).all() == (statistic in silenced)
+        assert np.isfinite(result.matches[0].difference[statistic].estimate).all()
+    said = "\n".join(statements(result))
+    assert said.count("nothing is claimed, as a run has fewer than 10 prompts") == len(silenced)
+    assert ("bands" in said or "band" in said) == (len(silenced) < 2)
 
 
 def test_many_prompts_carry_no_dagger(tmp_path: Path) -> None:

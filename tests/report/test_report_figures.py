@@ -92,7 +92,7 @@ def test_a_tail_of_few_prompts_is_drawn_without_its_band(
     bands = [[len(axes.collections) for axes in figure.axes] for figure in figures]
     assert bands == [[2, 1, 2, 1], [2, 1, 0, 0]]
     words = [" ".join(text.get_text() for text in figure.texts) for figure in figures]
-    assert ["a tail of < 10 prompts" in each for each in words] == [False, True]
+    assert ["< 10 prompts in the tail" in each for each in words] == [False, True]
 
 
 def test_a_point_without_an_interval_has_no_bar(
