@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.collate import collate_prompts, collate_texts
 from datamodules.loader import PromptLoader
+from datamodules.overlap import tell_overlap
 from datamodules.rows import RowSchema, flatten, keep_usable, tell_left_out, to_rows
 from datamodules.run_data import RunDataModule
 from datamodules.selection import CLASS_NAMES, Labels, Quota, Rows, Selection, divide, select
@@ -229,6 +230,8 @@ class PromptDataModule(RunDataModule, ABC):
             raise DataError(f"{self.source}: the tokenizer {self.tokenizer_name} makes no token of any {split} text")
         tell_left_out(len(rows), {_NO_TOKENS: len(rows) - len(tokens)}, f"{self.source} ({split})")
         self._tell_unknown(tokens, split)
+        if split in ("val", "test"):
+            tell_overlap(self._selected().rows.select(self._chosen("train")), rows, ["text"], self.source, split)
         return tokens
 
     def _tell_unknown(self, tokens: Dataset, split: str) -> None:

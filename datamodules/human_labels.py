@@ -11,6 +11,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from numpy.typing import NDArray
 
 from datamodules.loader import PromptLoader
+from datamodules.overlap import tell_overlap
 from datamodules.rows import flatten
 from datamodules.run_data import RunDataModule
 from datamodules.selection import stream
@@ -106,6 +107,11 @@ class HumanLabelsDataModule(RunDataModule, ABC):
         """Columns that must be there."""
 
     @property
+    def text_columns(self) -> list[str]:
+        """Those of `columns` that make a row's text, or its two texts."""
+        return self.columns
+
+    @property
     def columns_beside(self) -> list[str]:
         """Those of `columns` that a publisher may keep in a file of their own."""
         return []
@@ -144,6 +150,8 @@ class HumanLabelsDataModule(RunDataModule, ABC):
             if not len(self._rows[split]):
                 raise DataError(f"{self.source}: no row left for {split}; give more rows or a smaller fraction")
             self.check(self._rows[split], split)
+            if split != "train":
+                tell_overlap(self._rows["train"], self._rows[split], self.text_columns, self.source, split)
         self._load_tokenizer()
 
     def val_dataloader(self) -> PromptLoader[Any]:

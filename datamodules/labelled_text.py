@@ -70,6 +70,10 @@ class LabelledTextDataModule(HumanLabelsDataModule):
         return [self.text_column, *self.label_columns]
 
     @property
+    def text_columns(self) -> list[str]:
+        return [self.text_column]
+
+    @property
     def columns_beside(self) -> list[str]:
         return self.label_columns
 
