@@ -49,22 +49,25 @@ class RiskSchedule(Callback):
             iteration, total=self.total, risk_level=self.risk_level, warmup=self.warmup, rho=self.rho
         )
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse modules that have no risk level to set."""
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse, before models are loaded, a module without a risk level and what no run of this length can do."""
+        if stage != "fit":
+            return
         if not hasattr(pl_module, "risk_level"):
             raise ScheduleError(
                 f"RiskSchedule: {type(pl_module).__name__} has no risk_level; use it with RiskAversePPOModule"
             )
+        total = _iterations_at_most(trainer)
+        if total is not None:
+            self._check(trainer, total)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Learn M, refuse a schedule that cannot do what it says, and print it."""
         before, self.total = self.total, _iterations(trainer)
         if before not in (None, self.total):
             rank_zero_info(f"RiskSchedule: the run now has {self.total} iterations; the checkpoint's had {before}")
-        batch_size = _batch_size(trainer)
-        if not getattr(trainer, "fast_dev_run", False):  # one iteration cannot anneal
-            self._check(self.total, batch_size)
-        rank_zero_info(self._describe(batch_size))
+        self._check(trainer, self.total)
+        rank_zero_info(self._describe(_batch_size(trainer)))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -84,8 +87,11 @@ class RiskSchedule(Callback):
                     f"RiskSchedule: {name} is now {getattr(self, name)}; the checkpoint's was {state_dict[name]}"
                 )
 
-    def _check(self, total: int, batch_size: int) -> None:
-        end = annealing_end(total, self.rho)
+    def _check(self, trainer: pl.Trainer, total: int) -> None:
+        """What is refused at `total` iterations is refused at fewer, too."""
+        batch_size, end = _batch_size(trainer), annealing_end(total, self.rho)
+        if getattr(trainer, "fast_dev_run", False):  # one iteration cannot anneal
+            return
         if batch_size * self.risk_level < 1:
             raise ScheduleError(
                 f"the tail would be less than one episode: α·B = {self.risk_level}·{batch_size} = "
@@ -127,6 +133,18 @@ def _iterations(trainer: pl.Trainer) -> int:
     if total == math.inf or total <= 0:
         raise ScheduleError("the run has no end; set trainer.max_steps or trainer.max_epochs, so that M is known")
     return int(total)
+
+
+def _iterations_at_most(trainer: pl.Trainer) -> int | None:
+    """M before there are loaders, or a number above it where less than an epoch's batches are used; None = not known.
+
+    Not `Trainer.estimated_stepping_batches`: the loader that it makes would not see where a checkpoint goes on.
+    """
+    bounds = [trainer.max_steps] if trainer.max_steps > 0 else []
+    batches = getattr(trainer.datamodule, "train_batches", None)  # type: ignore[attr-defined]
+    if batches is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+        bounds.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+    return min(bounds, default=None)
 
 
 def _batch_size(trainer: pl.Trainer) -> int:

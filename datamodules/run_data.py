@@ -41,6 +41,11 @@ class RunDataModule(pl.LightningDataModule, ABC):
             return Path(os.path.abspath(Path(self.path).expanduser())).name  # a link by its own name, not its target's
         return str(self.hub_id or type(self).__name__)
 
+    @property
+    def train_batches(self) -> int:
+        """Batches of an epoch; known once `setup` has read the training rows, before any loader is asked for."""
+        return len(self._loader("train"))
+
     def train_dataloader(self) -> PromptLoader[Any]:
         self._train_loader = self._loader("train")
         if self._train_state is not None:

@@ -78,7 +78,43 @@ def test_a_schedule_that_cannot_do_what_it_says_is_refused(schedule, total, batc
 
 def test_a_module_without_risk_level_is_refused():
     with pytest.raises(ScheduleError, match="has no risk_level"):
-        RiskSchedule().on_fit_start(trainer_of(10), SimpleNamespace())
+        RiskSchedule().setup(trainer_of(10), SimpleNamespace(), "fit")
+
+
+def before_loaders(batches: int | None, **options):
+    """A Trainer before it has asked for loaders; `batches` is what the data module knows of an epoch."""
+    data = SimpleNamespace(batch_size=8) if batches is None else SimpleNamespace(batch_size=8, train_batches=batches)
+    limits = {"max_steps": -1, "max_epochs": 1, "accumulate_grad_batches": 1} | options
+    return SimpleNamespace(datamodule=data, **limits)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        (before_loaders(31), "warmup n=30 is not before"),
+        (before_loaders(62, accumulate_grad_batches=2), "warmup n=30 is not before"),
+        (before_loaders(100, max_steps=31), "warmup n=30 is not before"),
+        (before_loaders(None, max_steps=31, max_epochs=None), "warmup n=30 is not before"),
+    ],
+)
+def test_a_run_that_is_too_short_is_refused_before_models_are_loaded(trainer, message):
+    module, schedule = SimpleNamespace(risk_level=1.0), RiskSchedule(warmup=30)
+    schedule.setup(trainer, module, "test")
+    with pytest.raises(ScheduleError, match=message):
+        schedule.setup(trainer, module, "fit")
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        before_loaders(31, max_epochs=2),
+        before_loaders(31, fast_dev_run=1),
+        before_loaders(None),  # not known yet: it may be long enough
+        before_loaders(31, max_epochs=-1),
+    ],
+)
+def test_a_run_that_may_be_long_enough_begins(trainer):
+    RiskSchedule(warmup=30).setup(trainer, SimpleNamespace(risk_level=1.0), "fit")
 
 
 def test_risk_level_1_is_always_possible():
