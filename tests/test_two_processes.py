@@ -253,6 +253,7 @@ def test_a_process_that_is_killed_ends_the_other_within_a_minute(runs, tmp_path,
         status = first.wait(timeout=60)
         assert time.monotonic() - killed < 60
     said = (tmp_path / "rank0.txt").read_text()
-    assert status == 1, said[-3000:]
-    assert "error: process 0 of 2 lost another one" in said
+    # SIGABRT was seen once in hundreds of kills, from no place of ours: gloo's own thread has no handler for its errors
+    assert status in (1, -signal.SIGABRT), said[-3000:]
+    assert status != 1 or "error: process 0 of 2 lost another one" in said, said[-3000:]
     assert math.isfinite(torch.load(last, weights_only=True)["kl_controller"]["value"])
