@@ -229,6 +229,14 @@ def test_the_sentence_on_a_tail_says_how_many_prompts_it_takes() -> None:
     assert "more prompts like these would not show it" in hopeless.sentence
 
 
+def test_a_tail_that_is_the_claim_but_for_a_scores_rounding_gets_a_verdict() -> None:
+    found = cvar(min_cvar=0.1, low=-3.0).verdict(np.full(500, np.float32(0.1), dtype=np.float64))
+    assert not found.shown
+    assert found.needed is not None
+    assert found.needed > 2**62
+    assert f"the claim needs {found.needed:,} prompts" in found.sentence
+
+
 def test_no_scores_show_a_claim_on_a_tail_with_fewer_prompts_than_planned() -> None:
     least = cvar().needed(np.ones(1))
     assert least is not None

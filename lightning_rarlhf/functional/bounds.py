@@ -162,7 +162,7 @@ def prompts_needed_for_rate(p: float, delta: float, *, failures: int = 0) -> int
     >>> prompts_needed_for_rate(0.01, 0.05)
     299
     """
-    return _fewest(lambda n: shows_rate(failures, n, p, delta), least=failures + 1)
+    return _fewest(lambda n: shows_rate(failures, n, p, delta), least=failures + 1, most=_MOST_TRIALS)
 
 
 def shows_rate(failures: int, n: int, p: float, delta: float) -> bool:
@@ -289,16 +289,17 @@ def _require_bounded(ordered: Array, minimum: float, confidence: float) -> None:
         raise ValueError(f"minimum: got {minimum}, expected at most the least value, {ordered[0]}")
 
 
-_MOST = 2**62
+_MOST_TRIALS = 2**62
+"""scipy's binomial distribution counts in 64 bits"""
 
 
-def _fewest(enough: Callable[[int], bool], least: int) -> int:
-    """Smallest n ≥ `least` that is enough, where more never hurts; ValueError beyond what a whole number can count."""
+def _fewest(enough: Callable[[int], bool], least: int, most: float = math.inf) -> int:
+    """Smallest n ≥ `least` that is enough, where more never hurts; ValueError where the search would go beyond `most`."""
     low, high = least - 1, least
     while not enough(high):
         low, high = high, 2 * high
-        if high > _MOST:
-            raise ValueError(f"no number of prompts below {_MOST:.0e} supports the claim; claim less")
+        if high > most:
+            raise ValueError(f"no number of prompts below {most:.0e} supports the claim; claim less")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
