@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NoReturn, TypeVar
 
@@ -69,9 +70,11 @@ def leave(line: str) -> NoReturn:
     For a process that lost another one. Threads of torch's still talk to the lost one; while the interpreter ends they
     can abort it (SIGABRT in place of the status), or keep it until their timeout.
     """
-    sys.stdout.flush()
-    sys.stderr.write(line)
-    sys.stderr.flush()
+    with suppress(OSError):  # a pipe that nobody reads any longer
+        sys.stdout.flush()
+    with suppress(OSError):
+        sys.stderr.write(line)
+        sys.stderr.flush()
     os._exit(1)
 
 

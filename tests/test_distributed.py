@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -100,6 +103,23 @@ def test_a_lost_process_is_told_from_other_errors(monkeypatch):
     assert line.startswith("process 1 of 2 lost another one (Connection closed by peer [127.0.0.1]:8098); see")
     assert lost_process(RuntimeError("shape mismatch")) is None
     assert lost_process(ValueError("timeout")) is None
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_process_leaves_with_all_that_it_said_and_without_the_interpreters_end(heard):
+    """Also where nobody reads its output any longer: that is no reason to end otherwise."""
+    script = "import atexit; from lightning_rarlhf.distributed import leave; atexit.register(print, 'the end')\n"
+    script += "print('so far', end=''); leave('error: lost\\n')"
+    (read, write), buffered = os.pipe(), os.environ | {"PYTHONUNBUFFERED": ""}
+    if not heard:
+        os.close(read)
+    command, streams = [sys.executable, "-c", script], {"stdout": write, "stderr": subprocess.PIPE}
+    done = subprocess.run(command, **streams, env=buffered, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "error: lost\n")
+    if heard:
+        with os.fdopen(read) as output:
+            assert output.read() == "so far"
 
 
 def of_all(shares, prompt: int, response: int, monkeypatch, rank: int) -> torch.Tensor | None:
