@@ -182,4 +182,4 @@ def _bca(
 
     joined = np.concatenate(tables, axis=1)
     found = bootstrap_interval(joined, contrast, confidence=confidence, resamples=resamples, seed=seed)
-    return found if found.low < found.high else replace(found, method="none: all values of the tail are equal")
+    return found if found.low < found.high else replace(found, method="none: resamples tell no spread")

@@ -97,7 +97,7 @@ def test_a_tail_of_ties_with_few_exceptions_has_no_finite_interval() -> None:
     assert few.estimate == pytest.approx(-0.1)
     assert math.isfinite(width(enough))
     none = cvar_interval(-1.0 * (np.arange(500) < 200), 0.1, **FEW)
-    assert (none.low, none.high, none.method) == (-1, -1, "none: all values of the tail are equal")
+    assert (none.low, none.high, none.method) == (-1, -1, "none: resamples tell no spread")
 
 
 def test_a_tail_that_few_prompts_fill_with_their_completions_has_no_finite_interval() -> None:
@@ -120,6 +120,12 @@ def test_a_difference_that_few_prompts_make_is_none(changed: int, better: float)
     assert ends(found) == (-math.inf, math.inf)
     after[:LEAST_TAIL] += better
     assert math.isfinite(width(paired_cvar_interval(after, before, 0.1, **FEW)))
+
+
+def test_a_difference_of_a_run_to_itself_is_not_said_to_be_of_equal_scores() -> None:
+    values = normal(200)
+    found = paired_cvar_interval(values, values, 0.1, **FEW)
+    assert (found.estimate, found.low, found.high, found.method) == (0, 0, 0, "none: resamples tell no spread")
 
 
 def test_a_tail_that_no_prompt_represents_is_refused() -> None:
