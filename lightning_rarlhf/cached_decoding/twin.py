@@ -29,7 +29,7 @@ class Twin:
         self._addresses = _addresses(self._shared)
         shared: dict[int, Any] = {id(tensor): tensor for tensor in self._shared}
         self.model = copy.deepcopy(model, shared)
-        """in float32 as the network is, until `copy_weights`"""
+        """on the network's own weights alone, until `copy_weights`"""
         multiply_by_torch(self.model)
         self.packed: list[PackedWeight] = []
         self.copied: list[tuple[Tensor, Tensor]] = []
