@@ -294,7 +294,7 @@ _MOST_TRIALS = 2**62
 
 
 def _fewest(enough: Callable[[int], bool], least: int, most: float = math.inf) -> int:
-    """Smallest n ≥ `least` that is enough, where more never hurts; ValueError where the search would go beyond `most`."""
+    """Smallest n ≥ `least` that is enough, where more never hurts; ValueError where it may be above `most`."""
     low, high = least - 1, least
     while not enough(high):
         low, high = high, 2 * high
