@@ -26,6 +26,13 @@ class IterationBar(RichProgressBar):
         taken = trainer.global_step % steps_an_epoch  # of this epoch, where a run goes on within one
         return min(batches, (taken + trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Show an epoch that is gone on with; Lightning does so after a batch of it, which may have been its last."""
+        if not self.is_disabled and self.train_progress_bar_id is None:
+            self._initialize_train_progress_bar_id()
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What the module shows, without the number of the log folder."""
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)

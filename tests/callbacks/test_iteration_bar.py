@@ -85,6 +85,27 @@ def test_a_run_that_goes_on_within_an_epoch_counts_from_its_start(tmp_path):
     assert counts.batches == 2
 
 
+class Shown(Callback):
+    """Batches done and batches in all, as the bar shows them after every batch."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[float, float | None]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        (task,) = trainer.progress_bar_callback.progress.tasks
+        self.rows.append((task.completed, task.total))
+
+
+def test_an_epoch_that_is_gone_on_with_for_its_last_batch_is_shown_with_all_of_them(tmp_path):
+    def saves() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4)
+
+    counted(tmp_path, Automatic(), saves(), max_epochs=1, max_steps=4)
+    shown = Shown()
+    counted(tmp_path, Automatic(), saves(), shown, max_epochs=2, max_steps=7, ckpt_path=tmp_path / "step=4.ckpt")
+    assert shown.rows == [(5, 5), (1, 2), (2, 2)]
+
+
 @pytest.mark.parametrize(
     ("config", "bars"),
     [
