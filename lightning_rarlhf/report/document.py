@@ -43,6 +43,7 @@ _CAPTIONS = {
 _SHOWN_KL = 5
 """KL values of the table in report.md; the CSV file has them all"""
 _MATCHED_COLUMNS = ("statistic", "kl", "quantity", "estimate", "low", "high", "interval")
+_TOO_FAR = "none: runs too far apart to interpolate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,25 +108,25 @@ def _picture(path: str) -> str:
 
 
 def _matched_markdown(match: Match, result: MatchedKL) -> str:
-    """A few KL values; differences in bold where their simultaneous band excludes 0 and runs are near."""
+    """A few KL values; intervals where runs are near, differences in bold where their simultaneous band excludes 0."""
     rows = []
     for at in np.linspace(0, len(match.kl) - 1, _SHOWN_KL).round().astype(int):
         row = [number(match.kl[at], 2)]
         for statistic in STATISTICS:
             curves = (*match.curves[statistic], match.difference[statistic])
-            row += [_at(curve, at, sign=curve is curves[2], bold=bool(match.supported[at])) for curve in curves]
+            row += [_at(curve, at, sign=curve is curves[2], near=bool(match.supported[at])) for curve in curves]
         rows.append(row)
     tail = f"worst {100 * result.alpha:g} %"
     names = [f"{name}: {what}" for name in ("mean", tail) for what in (match.first, match.second, "difference")]
     return markdown_table(["KL (nats)", *names], rows)
 
 
-def _at(curve: Curve, at: int, *, sign: bool, bold: bool) -> str:
+def _at(curve: Curve, at: int, *, sign: bool, near: bool) -> str:
     estimate, low, high = (float(part[at]) for part in curve)
-    if not math.isfinite(high - low):
+    if not near or not math.isfinite(high - low):
         return number(estimate, 3, sign=sign)
     text = f"{number(estimate, 3, sign=sign)}<br>[{number(low, 3, sign=sign)} to {number(high, 3, sign=sign)}]"
-    return f"**{text}**" if sign and bold and not low <= 0 <= high else text
+    return f"**{text}**" if sign and not low <= 0 <= high else text
 
 
 def _matched_csv(result: MatchedKL) -> str:
@@ -143,10 +144,13 @@ def _matched_csv(result: MatchedKL) -> str:
                 (f"{match.second} - {match.first}", match.difference[statistic], simultaneous),
             )
             few = result.few.get(statistic)
+            too_few = f"none: fewer than {LEAST_TAIL} prompts {few}" if few else ""
             for quantity, curve, interval in quantities:
-                kind = f"none: fewer than {LEAST_TAIL} prompts {few}" if few else interval
-                for kl, *values in zip(match.kl.tolist(), *(part.tolist() for part in curve), strict=True):
-                    writer.writerow([name, kl, quantity, *values, kind])
+                columns = (match.kl, match.supported, *curve)
+                for kl, near, estimate, low, high in zip(*(column.tolist() for column in columns), strict=True):
+                    none = too_few or ("" if near else _TOO_FAR)
+                    ends = (-math.inf, math.inf, none) if none else (low, high, interval)
+                    writer.writerow([name, kl, quantity, estimate, *ends])
     return file.getvalue()
 
 

@@ -139,6 +139,27 @@ def test_a_tail_of_few_prompts_is_written_without_its_band(runs: Path) -> None:
     assert all("[" not in cell for row in table.splitlines() if row.count("|") == 8 for cell in row.split("|")[5:])
 
 
+def test_where_runs_are_too_far_apart_no_interval_is_written(runs: Path) -> None:
+    """√KL of RA's runs: 0, 1.41, 2.24; the first gap is more than half of the range, so nothing is claimed up to 2."""
+    for number, kl in enumerate((2.0, 5.0)):
+        write_run(runs / f"ra{number}", scores_of(10 + number, gain=3 * kl**0.5), kl=kl)
+    sweeps = ["--sweep", "RLHF=sft,rlhf/seed_1,rarlhf", "--sweep", "RA=sft,ra0,ra1"]
+    assert main([*sweeps, "--output", "out", "--alpha", "0.2", "--no-figures", *FEW]) == 0
+    with (runs / "out" / "matched_kl.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        none = (row["low"], row["high"], row["interval"]) == ("-inf", "inf", "none: runs too far apart to interpolate")
+        assert none == (float(row["kl"]) <= 2), row
+    table = (runs / "out" / "report.md").read_text().split("| KL (nats) |")[1].splitlines()[2:7]
+    assert [(float(line.split("|")[1]), "[" in line) for line in table] == [
+        (0.0, False),
+        (1.0, False),
+        (2.0, False),
+        (3.0, True),
+        (4.0, True),
+    ]
+
+
 def spoil(runs: Path, how: str) -> None:
     match how:
         case "imdb":
