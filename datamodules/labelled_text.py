@@ -10,7 +10,7 @@ import torch
 
 from datamodules.human_labels import HumanLabelsDataModule, Rows, batches
 from datamodules.labels_beside import require_never_labelled_is_told
-from datamodules.rows import ThresholdRule, ValueRule, tell_left_out
+from datamodules.rows import ThresholdRule, ValueRule, tell_left_out, values_found
 from lightning_rarlhf.data_types import LabelledBatch
 from lightning_rarlhf.errors import DataError
 
@@ -90,10 +90,10 @@ class LabelledTextDataModule(HumanLabelsDataModule):
         if not texts:
             raise DataError(f"{where}: no text in column {self.text_column!r}; set data.text_column")
         if not kept:
-            values = {str(value) for name in self.label_columns for value in rows[:1000][name]}
+            found = values_found({str(value) for name in self.label_columns for value in rows[:1000][name]})
             raise DataError(
-                f"{where}: no text with a known label in {', '.join(self.label_columns)}; values "
-                f"found: {', '.join(sorted(values)[:10])}; set data.positive_label or data.threshold"
+                f"{where}: no text with a known label in {', '.join(self.label_columns)}; values found: {found}; "
+                "set data.positive_label or data.threshold, or name other data.label_columns"
             )
         left_out = {"without a text": len(rows) - texts, "without a known label": texts - len(kept)}
         tell_left_out(len(rows), left_out, where)

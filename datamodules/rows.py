@@ -7,7 +7,7 @@ objects, which changes between processes for tokenizers, and does not change wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Columns = dict[str, list[Any]]
 
+_SHOWN_VALUES, _SHOWN_CHARACTERS = 10, 24
 _VERSION = "1"  # raise it when a step's output changes: caches of earlier versions are then left alone
 
 
@@ -234,6 +235,17 @@ def number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def values_found(values: Iterable[str]) -> str:
+    """A column's values for an error: ten at most, and each cut short, as the column may be one of texts.
+
+    >>> values_found(["no", "yes", "a whole comment that stands in the wrong column"])
+    'a whole comment that st…, no, yes'
+    """
+    words = [" ".join(value.split()) for value in sorted(values)]
+    shown = [value if len(value) <= _SHOWN_CHARACTERS else f"{value[: _SHOWN_CHARACTERS - 1]}…" for value in words]
+    return ", ".join([*shown[:_SHOWN_VALUES], *(["…"] if len(shown) > _SHOWN_VALUES else [])])
 
 
 def said(value: Any) -> str:

@@ -11,7 +11,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from datamodules.base import PromptDataModule
 from datamodules.labels_beside import require_never_labelled_is_told
-from datamodules.rows import RowSchema, ValueRule, flatten
+from datamodules.rows import RowSchema, ValueRule, flatten, values_found
 from datamodules.split_sources import SplitNames, read_splits, require_one_source
 from lightning_rarlhf.errors import DataError
 
@@ -141,10 +141,9 @@ class TextFileDataModule(PromptDataModule):
 
     def _require_wanted_label(self, classes: Mapping[str, int]) -> None:
         if classes and 1 not in classes.values():
-            found = ", ".join(sorted(classes)[:10])
             raise DataError(
                 f"{self.source}: no row has {self.label_column} = {self.wanted_label!r} (wanted_label); "
-                f"values found: {found}"
+                f"values found: {values_found(classes)}"
             )
 
     def _labels(self, rows: Dataset) -> dict[str, int]:

@@ -86,6 +86,20 @@ def labelled(tokenizer: str, path: Path, **options: Any) -> LabelledTextDataModu
     )
 
 
+def test_text_and_label_columns_the_wrong_way_round(tmp_path: Path, tokenizer_folder: str) -> None:
+    path = write_csv(
+        tmp_path / "mine.csv", [{"text": f"{text(n)} {'and so on ' * 50}", "toxic": n % 2} for n in range(40)]
+    )
+    data = LabelledTextDataModule(
+        path=str(path), tokenizer=tokenizer_folder, text_column="toxic", label_columns=["text"]
+    )
+    with pytest.raises(
+        DataError, match=r"no text with a known label in text; .* name other data\.label_columns"
+    ) as error:
+        data.setup("fit")
+    assert len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize("name", ["train", "comments"])
 @pytest.mark.parametrize("whole_folder", [True, False])
 def test_labels_beside_a_single_file_are_joined(

@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from datamodules.rows import RowSchema, ThresholdRule, ValueRule, fingerprint, flatten, keep_usable, to_rows
+from datamodules.rows import (
+    RowSchema,
+    ThresholdRule,
+    ValueRule,
+    fingerprint,
+    flatten,
+    keep_usable,
+    to_rows,
+    values_found,
+)
 from lightning_rarlhf.errors import DataError
 
 NAN = math.nan
@@ -35,6 +44,16 @@ def test_words_compare_without_case(wanted: str, value: Any) -> None:
 )
 def test_threshold_rule(value: Any, label: int) -> None:
     assert ThresholdRule(column="c", at_most=0.5).label(value) == label
+
+
+def test_a_column_of_texts_makes_a_short_error() -> None:
+    """Texts of the toxicity datasets are no reading matter, and one of them may be pages long."""
+    texts = [f"comment {n:02d}\n\n{'goes on and on ' * 99}" for n in range(30)]
+    shown = values_found(texts)
+    assert shown.startswith("comment 00 goes on and …, comment 01 goes on and …, ")
+    assert shown.count("comment") == 10
+    assert shown.endswith(", …")
+    assert "\n" not in shown
 
 
 def test_columns_of_a_publisher_become_ours() -> None:

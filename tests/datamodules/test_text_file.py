@@ -243,6 +243,15 @@ def test_wanted_label_that_never_occurs(tmp_path: Path, tokenizer_folder: str) -
         data.setup("fit")
 
 
+def test_a_text_column_named_as_the_label_column_makes_a_short_error(tmp_path: Path, tokenizer_folder: str) -> None:
+    long = [row | {"body": f"{row['body']} {'and so on ' * 50}"} for row in rows(20)]
+    path = str(write_csv(tmp_path / "mine.csv", long))
+    data = module(tokenizer_folder, path=path, text_column="body", label_column="body", wanted_label="pos")
+    with pytest.raises(DataError, match=r"no row has body = 'pos'") as error:
+        data.setup("fit")
+    assert len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize("column", ["text_column", "label_column", "score_column"])
 def test_column_that_is_not_there(tmp_path: Path, tokenizer_folder: str, column: str) -> None:
     columns = {"text_column": "body", "label_column": "kind", "wanted_label": "pos", "score_column": "points"}
