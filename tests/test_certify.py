@@ -464,7 +464,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, capsys, content: 
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        (VALID, "expected 000000000000; run `python train.py test` again"),
+        (VALID, "expected 000000000000; run `python train.py test` again\n"),  # nobody can vouch for it
         ({}, "schema_version is null, expected 1 to 3"),
         (VALID | {"data": "jigsaw"}, 'data is "jigsaw", expected an object or null'),
         ('{"generations_sha', "results.json cannot be read"),

@@ -218,6 +218,6 @@ def _results(path: Path, sha256: str) -> dict[str, Any] | None:
     if content["generations_sha256"] != sha256:
         raise DataError(
             f"{path}: not the file that {results.name} beside it describes: its SHA-256 begins {sha256[:12]}, expected "
-            f"{str(content.get('generations_sha256'))[:12]}; run `python train.py test` again, or vouch for it"
+            f"{str(content.get('generations_sha256'))[:12]}; run `python train.py test` again"
         )
     return {name: value for name, value in content.items() if name != "metrics"}
