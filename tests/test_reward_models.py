@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 
@@ -226,6 +227,13 @@ def of_responses(responses: list[str]) -> list[float]:
 def test_what_cannot_be_imported_is_refused(path, message):
     with pytest.raises(RewardError, match=message):
         CallableReward(path)
+
+
+def test_a_function_that_does_not_tell_its_arguments_is_taken_at_its_word():
+    """As some that are written in C."""
+    with pytest.raises(ValueError, match="no signature"):
+        inspect.signature(max)
+    CallableReward("builtins.max")
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def at_most_percent(bound: float, claim: float) -> str:
 def at_least(bound: float, claim: float) -> str:
     """A lower bound, rounded down, but not below a `claim` that it keeps.
 
-    >>> at_least(0.49999, 0.5), at_least(-1.23451, -2.0)
-    ('0.4999', '-1.235')
+    >>> at_least(0.49999, 0.5), at_least(-1.23451, -2.0), at_least(0.123457, 0.1234567)
+    ('0.4999', '-1.235', '0.1234567')
     """
     rounded = Context(prec=_DIGITS, rounding=ROUND_FLOOR).create_decimal(_decimal(bound))
     return _plain(max(rounded, _decimal(claim)) if bound >= claim else rounded)

@@ -200,3 +200,20 @@ def test_texts_that_hold_unknown_words_are_counted_once_each(
     assert texts_with_unknown(tokenize_texts(texts, words, tokens=8, split="train"), words) == 2
     known = tokenize_prompts(texts, tokenizer, tokens=8, first_index=0, split="train")
     assert texts_with_unknown(known, tokenizer) == 0
+
+
+def test_a_token_that_opens_or_ends_every_text_is_not_counted_as_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some tokenizers call one token by all these names."""
+    save_policy(tmp_path, "gpt2")
+    words = load_tokenizer(str(tmp_path))
+    texts = tokenize_texts(rows("the film was good"), words, tokens=8, split="train")
+    first, *_, last = texts[0]["input_ids"]
+    assert last == words.eos_token_id
+    words.unk_token_id = last
+    assert texts_with_unknown(texts, words) == 0
+    words.unk_token_id = first
+    assert texts_with_unknown(texts, words) == 1
+    monkeypatch.setattr(tokenization, "opening_ids", lambda _tokenizer: [first])
+    assert texts_with_unknown(texts, words) == 0

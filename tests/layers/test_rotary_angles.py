@@ -123,3 +123,22 @@ def test_a_reference_must_have_room_too(policy_folders, folder, tmp_path):
     sampling = SamplingConfig(max_new_tokens=LIMIT - 1)
     with pytest.raises(ModelError, match="do not fit into the reference's context of 8 tokens"):
         fit(module_of(policy_folders["llama"], reference=str(folder), sampling=sampling), tmp_path, batches=1)
+
+
+def test_padding_needs_no_room(policy_folder):
+    """Of a loader that pads wider than its longest text."""
+    module = module_of(policy_folder)
+    allowed, asked = 7, []
+
+    def require(longest):
+        asked.append(longest)
+        if longest > allowed:
+            raise ModelError("too long")
+
+    module._require_room_for = require
+    module.on_validation_batch_start(batch_of([[3] * 7]), 0)
+    wide = batch_of([[3] * 7, [4] * 12])
+    with pytest.raises(ModelError):
+        module.on_validation_batch_start(wide, 0)
+    module.on_validation_batch_start(wide.select(torch.tensor([0])), 0)
+    assert asked == [7, 12, 12, 12, 7]
