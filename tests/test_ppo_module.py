@@ -346,7 +346,7 @@ def test_each_test_counts_the_texts_that_it_cut_itself(policy_folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("precision", "remedy"),
-    [("16-true", "bf16-mixed"), ("bf16-true", r"policy\.dtype: bfloat16"), ("64-true", "32-true")],
+    [("16-true", "float16 overflows"), ("bf16-true", r"policy\.dtype: bfloat16"), ("64-true", "32-true")],
 )
 def test_other_precisions_are_refused_with_the_alternative(policy_folder, tmp_path, precision, remedy):
     with pytest.raises(UserError, match=remedy):

@@ -419,7 +419,11 @@ CASES = {
         ["--data", "PreferenceDataModule"],
         r"no pair of two different texts in chosen and rejected",
     ),
-    "weights in 16 bits": ([], ["--trainer.precision", "bf16-true"], r"precision=bf16-true: expected 32-true or bf16-"),
+    "weights in 16 bits": (
+        [],
+        ["--trainer.precision", "bf16-true"],
+        r"precision=bf16-true: expected 32-true or bf16-mixed; weights that train are kept in float32",
+    ),
     "no network there": ([], ["--model.backbone.pretrained", "{tmp}/nowhere"], r"nowhere: no such folder"),
     "prompts in place of labels": (
         [],

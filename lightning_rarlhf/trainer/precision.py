@@ -38,9 +38,10 @@ def require_precision(precision: str, *, keeps_weights: bool = False) -> None:
     """
     if precision in _SUPPORTED:
         return
-    mend = (
-        "weights that train are kept in float32"
-        if keeps_weights
-        else "for weights in bfloat16 set model.policy.dtype: bfloat16 and keep 32-true"
-    )
-    raise UserError(f"trainer.precision={precision}: expected {PRECISIONS}; {mend}")
+    if precision.startswith("16"):
+        why = "float16 overflows"
+    elif keeps_weights:
+        why = "weights that train are kept in float32"
+    else:
+        why = "for weights in bfloat16 set model.policy.dtype: bfloat16 and keep 32-true"
+    raise UserError(f"trainer.precision={precision}: expected {PRECISIONS}; {why}")
