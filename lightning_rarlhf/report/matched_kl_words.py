@@ -13,17 +13,17 @@ from lightning_rarlhf.report.matched_kl import STATISTICS, Match, MatchedKL, Str
 def statements(result: MatchedKL) -> list[str]:
     """Who is ahead at which KL, a sentence a line."""
     said = [line for match in result.matches for line in _statements_of(match, result)]
-    if any(len(match.kl) for match in result.matches) and len(result.few) < len(STATISTICS):
-        said += [_errors(result), _covered(result)]
+    # without a KL at which runs are near, or an interval, there is no band to speak of
+    bands = (len(STATISTICS) - len(result.few)) * sum(bool(match.supported.any()) for match in result.matches)
+    if bands:
+        said += [_errors(bands, result.confidence), _covered(result)]
         said += [SMALL_NOTE] if result.prompts < SMALL else []
     return said
 
 
-def _errors(result: MatchedKL) -> str:
+def _errors(bands: int, confidence: float) -> str:
     """A band is simultaneous over KL, not over methods and statistics."""
-    statistics = len(STATISTICS) - len(result.few)
-    bands = statistics * sum(len(match.kl) > 0 for match in result.matches)
-    each = f"with chance {100 * (1 - result.confidence):g} %"
+    each = f"with chance {100 * (1 - confidence):g} %"
     return f"These are {bands} bands, each of which errs somewhere {each}." if bands > 1 else f"This band errs {each}."
 
 

@@ -137,7 +137,9 @@ def test_runs_too_far_apart_make_no_claim(tmp_path: Path) -> None:
     result = matched(exact(tmp_path, "a", [0.0, 1.0], [0.0, 9.0]), exact(tmp_path, "b", [5.0, 9.0], [0.0, 9.0]))
     assert not result.matches[0].supported.any()
     assert [each.ahead for each in result.matches[0].stretches("mean")] == [""]
-    assert "nothing is claimed at 0 to 9 nats" in statements(result)[1]
+    said = statements(result)
+    assert "nothing is claimed at 0 to 9 nats" in said[1]
+    assert len(said) == 3, "no band, hence nothing of its errors, of what it covers and of few prompts"
 
 
 def test_a_gap_in_one_method_silences_only_the_gap(tmp_path: Path) -> None:
@@ -147,6 +149,12 @@ def test_a_gap_in_one_method_silences_only_the_gap(tmp_path: Path) -> None:
     near, far = matched(first, second, third).matches
     assert near.supported.all()
     assert [(each.ahead, each.supported) for each in far.stretches("mean")] == [("c", True), ("", False)]
+
+
+def test_a_method_whose_runs_are_all_too_far_apart_has_no_band(tmp_path: Path) -> None:
+    near = [exact(tmp_path, name, [float(n)] * 3, [0.0, 1.0, 4.0]) for n, name in enumerate("ab")]
+    far = exact(tmp_path, "c", [1.0] * 2, [0.0, 4.0])
+    assert "These are 2 bands, each of which errs somewhere with chance 5 %." in statements(matched(*near, far))
 
 
 def test_a_tail_of_few_prompts_makes_no_claim(tmp_path: Path) -> None:
@@ -191,10 +199,12 @@ def test_completions_are_not_taken_for_prompts_of_a_tail(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("others", "silenced"), [(0, ()), (3, ("mean", "tail")), (9, ("mean",)), (12, ())])
 def test_scores_of_which_few_differ_make_no_claim(tmp_path: Path, others: int, silenced: tuple[str, ...]) -> None:
-    """A rate: `others` prompts of 120 failed in one run. A handful tells too little of how rare failures are."""
+    """A rate: `others` prompts of 120 failed in all runs but one. A handful tells too little of how rare that is."""
     failed = np.where(np.arange(PROMPTS) < others, -1.0, 0.0)
-    runs = [read_run(write_run(tmp_path / f"a{kl}", failed if kl else np.zeros(PROMPTS), kl=kl)) for kl in (0.0, 1.0)]
-    other = exact(tmp_path, "b", [1.0, 1.0], [0.0, 1.0])
+    runs = [
+        read_run(write_run(tmp_path / f"a{kl}", failed if kl else np.zeros(PROMPTS), kl=kl)) for kl in (0.0, 0.25, 1.0)
+    ]
+    other = exact(tmp_path, "b", [1.0] * 3, [0.0, 0.25, 1.0])
     result = matched(Method(label="a", runs=tuple(runs)), other)
     assert tuple(result.few) == silenced
     for statistic in ("mean", "tail"):
