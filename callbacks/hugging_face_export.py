@@ -13,6 +13,7 @@ from lightning_rarlhf.base_modules.language_module import LanguageModule
 from lightning_rarlhf.checkpoints.sharded_checkpoint import whole_checkpoint
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
+from lightning_rarlhf.one_move import require_replaceable
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.records.provenance import CHOSEN
 
@@ -35,13 +36,17 @@ class HuggingFaceExport(Callback):
         self.form = form
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse an adapter's export where none is trained, before hours are spent.
+        """Refuse an adapter's export where none is trained, and a folder of other things, before hours are spent.
 
         Raises:
             UserError: with the alternative.
         """
         if self.form == "adapter" and isinstance(pl_module, LanguageModule) and pl_module.policy_config.lora is None:
             raise UserError("HuggingFaceExport.form adapter: none is trained; set model.policy.lora, or form: merged")
+        if stage == "fit":
+            folder = self._folder(trainer)
+            require_replaceable(folder)
+            require_replaceable(_best_beside(folder))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export, unless the fit was interrupted, only a trial (fast_dev_run), or of no step (max_time)."""
@@ -53,12 +58,15 @@ class HuggingFaceExport(Callback):
         actor = pl_module.whole_actor()
         if actor is None or not trainer.is_global_zero:
             return
-        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "huggingface")
+        folder = self._folder(trainer)
         self._export(pl_module, actor, folder, pl_module.training_record())
         rank_zero_info(f"exported the final policy to {folder}")
         best = _best_checkpoint(trainer)
         if best:
-            self._export_best(pl_module, actor, best, folder.with_name(folder.name + "-best"))
+            self._export_best(pl_module, actor, best, _best_beside(folder))
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        return Path(self.dirpath or Path(trainer.default_root_dir) / "huggingface")
 
     def _export(
         self, module: LanguageModule, actor: ActorCritic, folder: Path, training: dict[str, Any] | None
@@ -85,6 +93,10 @@ class HuggingFaceExport(Callback):
         finally:
             actor.load_state_dict(final, strict=whole)
         rank_zero_info(f"exported the best checkpoint, {Path(checkpoint).name}, to {folder}")
+
+
+def _best_beside(folder: Path) -> Path:
+    return folder.with_name(folder.name + "-best")
 
 
 def _actor_weights(weights: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def test_a_critic_that_was_not_trained_is_left_out(policy_folder, tmp_path):
 def test_an_older_export_is_replaced_and_nothing_else_left(policy_folder, tmp_path):
     actor, tokenizer = trained(policy_folder)
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("{}")
     (tmp_path / "out" / "stale.txt").write_text("old")
     export_policy(actor, tokenizer, tmp_path / "out", with_critic=True)
     assert not (tmp_path / "out" / "stale.txt").exists()
@@ -67,6 +68,7 @@ def test_an_older_export_is_replaced_and_nothing_else_left(policy_folder, tmp_pa
 def test_a_copy_that_answers_differently_is_refused_and_the_old_one_kept(policy_folder, tmp_path, monkeypatch):
     actor, tokenizer = trained(policy_folder)
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("{}")
     (tmp_path / "out" / "kept.txt").write_text("old")
     save = type(actor.lm).save_pretrained
 

@@ -16,7 +16,7 @@ from lightning_rarlhf.export.plain import plain_model
 from lightning_rarlhf.loading.hub import base_of_adapter
 from lightning_rarlhf.loading.lora import is_adapted
 from lightning_rarlhf.loading.policy_loading import VALUE_HEAD_FILE
-from lightning_rarlhf.one_move import folder_in_one_move, or_say_why
+from lightning_rarlhf.one_move import folder_in_one_move, or_say_why, require_replaceable
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.records.provenance import write_training
 
@@ -48,7 +48,7 @@ def export_policy(
     Args:
         actor: the policy with its critic.
         tokenizer: the policy's.
-        folder: what to write.
+        folder: what to write; a saved model there is replaced.
         with_critic: put the value head beside the model; False where it was not trained.
         form: the whole model with its adapter merged, or the adapter alone.
         policy: what the policy was loaded from; an adapter's folder names it.
@@ -56,10 +56,12 @@ def export_policy(
 
     Raises:
         ModelError: the copy is not the policy, or there is no adapter to write; `folder` is left as it was.
+        UserError: `folder` holds something that is no saved model.
         WriteError: the disk is full, ...; `folder` is left as it was.
     """
     from safetensors.torch import save_file
 
+    require_replaceable(folder)
     with or_say_why(folder), folder_in_one_move(folder) as copy:
         if form == "adapter":
             _save_adapter(actor.lm, copy, policy)

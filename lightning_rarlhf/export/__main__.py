@@ -18,6 +18,7 @@ from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
 from lightning_rarlhf.loading.policy_loading import load_actor_critic
 from lightning_rarlhf.loading.tokenizer import load_tokenizer
+from lightning_rarlhf.one_move import require_replaceable
 from lightning_rarlhf.records.provenance import training_of_checkpoint
 from lightning_rarlhf.terminal.one_line_parser import OneLineParser
 from lightning_rarlhf.terminal.quiet import quiet
@@ -28,13 +29,15 @@ def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: st
 
     Args:
         checkpoint: a file that `fit` wrote, or a folder of FSDP2's shards.
-        folder: what to write; replaced once the copy is proven.
+        folder: what to write; a saved model there is replaced once the copy is proven.
         form: the whole model, or the adapter alone.
         pretrained: where the starting policy is now, if it was moved; None = where the run found it.
 
     Raises:
-        UserError: no checkpoint of a policy, a damaged one, or its weights are not those of the policy.
+        UserError: no checkpoint of a policy, a damaged one, or its weights are not those of the policy; `folder` holds
+            something that is no saved model.
     """
+    require_replaceable(folder)
     content = _of_policy(checkpoint)
     policy = _policy_of(content["policy"])
     if pretrained is not None:

@@ -13,7 +13,7 @@ from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.layers.rotary_angles import same_angles_up_to
 from lightning_rarlhf.loading.hub import require_model
 from lightning_rarlhf.loading.own_code import load_pretrained
-from lightning_rarlhf.one_move import folder_in_one_move, or_say_why
+from lightning_rarlhf.one_move import folder_in_one_move, or_say_why, require_replaceable
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -157,8 +157,10 @@ def export_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
     Raises:
         ModelError: the reloaded copy scores a text differently; `folder` is left as it was.
+        UserError: `folder` holds something that is no saved model.
         WriteError: the disk is full, ...; `folder` is left as it was.
     """
+    require_replaceable(folder)
     with or_say_why(folder), folder_in_one_move(folder) as copy:
         model.save_pretrained(copy)
         tokenizer.save_pretrained(copy)

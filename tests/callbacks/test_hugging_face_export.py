@@ -98,6 +98,26 @@ def test_the_folder_is_the_users_choice(world, tmp_path):
     assert not (tmp_path / "huggingface").exists()
 
 
+def test_a_run_is_not_replaced_by_its_own_export(world, tmp_path, capsys):
+    """A model takes the place of a whole folder: of the run's own, all checkpoints would go with it."""
+    fit(world, tmp_path)
+    kept = sorted(tmp_path.rglob("*"))
+    assert export([str(tmp_path / "checkpoints" / "last.ckpt"), str(tmp_path)]) == 2
+    assert "holds checkpoints and is no saved model's" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == kept
+
+
+def test_a_folder_of_other_things_is_refused_before_the_first_iteration(world, tmp_path, capsys):
+    (tmp_path / "models" / "gpt2").mkdir(parents=True)
+    callbacks = '[{"class_path": "HuggingFaceExport", "init_args": {"dirpath": "%s"}}]' % (tmp_path / "models")
+    fit_arguments = small(world, "jigsaw.yaml", tmp_path) + rewards(world, "jigsaw.yaml")
+    with pytest.raises(SystemExit) as ended:
+        train.main(["fit", *fit_arguments, "--trainer.callbacks", callbacks, "--trainer.max_steps", "1"])
+    assert ended.value.code == 2
+    assert "models: holds gpt2 and is no saved model's" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_fit_that_took_no_step_exports_nothing(world, tmp_path, caplog):
     fit(world, tmp_path, "--trainer.max_time", "00:00:00:00")
     assert not (tmp_path / "huggingface").exists()
