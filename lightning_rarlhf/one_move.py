@@ -72,12 +72,14 @@ def require_replaceable(folder: Path) -> None:
 
     Raises:
         UserError: `folder` is a file, or holds something and is no folder of one saved model.
+        WriteError: it cannot be looked into.
     """
     if not folder.exists():
         return
     what = "is a file"
     if folder.is_dir():
-        inside = sorted(folder.iterdir())
+        with or_say_why(folder):
+            inside = sorted(folder.iterdir())
         strangers = [path for path in inside if path.is_dir() and path.name != _CHAT_TEMPLATES]
         saved = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
         if not inside or (saved and not strangers):

@@ -24,6 +24,7 @@ from lightning_rarlhf.data_types import LabelledBatch, PreferenceBatch
 from lightning_rarlhf.distributed import gather_items, total
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
+from lightning_rarlhf.one_move import require_replaceable
 from lightning_rarlhf.records.reward_report import (
     aurocs_of_labels,
     both_ways,
@@ -90,9 +91,11 @@ class RewardModule(GuardedModule):
     # construction
 
     def setup(self, stage: str) -> None:
-        """Refuse precisions in which an update is lost to rounding."""
+        """Refuse precisions in which an update is lost to rounding, and other things where the model is to stand."""
         super().setup(stage)
         require_precision(str(self.trainer.precision), keeps_weights=True)
+        if stage == "fit":
+            require_replaceable(self._export_folder)
 
     def configure_model(self) -> None:
         """Load the network; its labels are those of the data."""
@@ -261,9 +264,12 @@ class RewardModule(GuardedModule):
         if not trainer.global_step:  # the head may be random
             rank_zero_info("exported nothing: no step was taken")
             return
-        folder = Path(trainer.default_root_dir) / "huggingface"
-        export_classifier(self.classifier, self.tokenizer, folder)
-        rank_zero_info(f"exported to {folder}: {_as_reward(folder, self.label_names)}")
+        export_classifier(self.classifier, self.tokenizer, self._export_folder)
+        rank_zero_info(f"exported to {self._export_folder}: {_as_reward(self._export_folder, self.label_names)}")
+
+    @property
+    def _export_folder(self) -> Path:
+        return Path(self.trainer.default_root_dir) / "huggingface"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -348,7 +348,7 @@ def test_a_full_disk_at_the_end_is_said_in_a_line_and_leaves_the_former_folder(b
         is_global_zero=True, interrupted=False, default_root_dir=str(tmp_path), global_step=1
     )
     folder.mkdir()
-    (folder / "former.txt").write_text("a former export")
+    (folder / "config.json").write_text("a former export")
     (tmp_path / "reliability.png").write_bytes(b"a former picture")
     with file_limit(size):
         with pytest.raises(
@@ -358,7 +358,8 @@ def test_a_full_disk_at_the_end_is_said_in_a_line_and_leaves_the_former_folder(b
         curves = {"toxic": (np.array([-1.0, 1.0]), np.array([0.0, 1.0]))}
         with pytest.raises(WriteError, match=r"reward_results\.json: it could not be written \(File too large\)"):
             write_reward_report(tmp_path, {}, curves, {"module": "RewardModule" * 20})
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["former.txt", "huggingface", "reliability.png"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "huggingface", "reliability.png"]
+    assert (folder / "config.json").read_text() == "a former export"
     assert (tmp_path / "reliability.png").read_bytes() == b"a former picture"
 
 
@@ -455,6 +456,21 @@ def test_mistakes_are_one_line_and_exit_2(backbone, tmp_path, capsys, case):
     assert len(message) == 1
     assert re.search(expected, message[0]), message[0]
     assert not (tmp_path / "run" / "huggingface").exists()
+
+
+def test_a_fit_does_not_begin_where_its_export_would_remove_other_things(backbone, tmp_path, capsys):
+    data = write_csv(tmp_path / "labelled.csv", texts(60))
+    notes = tmp_path / "run" / "huggingface" / "notes" / "mine.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    config = ["--config", str(ROOT / "configs" / "reward" / "labels.yaml"), "--data.path", str(data)]
+    with pytest.raises(SystemExit) as end:
+        train.main(
+            ["fit", *config, *common(backbone, tmp_path / "run"), *QUIET, "--data.label_columns", "[toxic]"],
+        )
+    assert end.value.code == 2
+    assert "huggingface: holds notes and is no saved model's" in capsys.readouterr().err
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [notes]
 
 
 def test_a_fit_of_no_step_exports_no_random_head(backbone, tmp_path, capsys):
