@@ -56,9 +56,10 @@ class DecodingModule(LanguageModule):
         self.method = method if method is not None else Plain()
 
     def setup(self, stage: str) -> None:
-        """Refuse to fit."""
+        """Refuse to fit, and networks of the method that are not there."""
         if stage == "fit":
             raise UserError(_NOTHING_TO_FIT)
+        self.method.require_networks()
         super().setup(stage)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> NoReturn:

@@ -88,6 +88,35 @@ def test_predict_and_validate_draw_by_the_method(world, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("method", "complaint"),
+    [
+        (
+            ["DExperts", "--model.method.anti_expert", "{world}/nowhere"],
+            r"model\.method\.anti_expert: .*no such folder",
+        ),
+        (
+            [
+                *("GeDi", "--model.method.class_lm", "{world}/nowhere"),
+                *("--model.method.wanted_code", "kind", "--model.method.unwanted_code", "rude"),
+            ],
+            r"model\.method\.class_lm: .*no such folder",
+        ),
+        (["Rect", "--model.method.head", "{world}/nowhere"], r"nowhere: no such file; fit RectModule"),
+    ],
+)
+def test_networks_that_are_not_there_are_told_before_any_other_is_loaded(
+    world, tmp_path, capsys, monkeypatch, method, complaint
+):
+    monkeypatch.setattr(
+        "lightning_rarlhf.reward_models.ClassifierReward.load", lambda *_: pytest.fail("loads a reward")
+    )
+    with pytest.raises(SystemExit) as end:
+        run(world, tmp_path / "run", "--model.method", *(part.format(world=world) for part in method))
+    assert end.value.code == 2
+    assert re.search(complaint, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
     ("arguments", "command", "complaint"),
     [
         ([], "fit", r"DecodingModule changes how responses are drawn and has nothing to fit; use test"),
@@ -102,7 +131,7 @@ def test_predict_and_validate_draw_by_the_method(world, tmp_path):
         (
             ["--model.method", "DExperts", "--model.method.expert", "{world}/nowhere"],
             "test",
-            r"nowhere: no such folder",
+            r"model\.method\.expert: .*nowhere: no such folder",
         ),
         (
             ["--model.method", "Prompted", "--model.method.instruction", "film " * 60],

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_rarlhf.cached_decoding.cached_decoder import CachedDecoder
-from lightning_rarlhf.decoding.experts import load_expert
+from lightning_rarlhf.decoding.experts import load_expert, require_expert
 from lightning_rarlhf.decoding.method import Host, JointDecoder, StepwiseMethod
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.decoding import dexperts, nucleus
@@ -42,15 +42,18 @@ class DExperts(StepwiseMethod):
         self.alpha, self.filter_p = alpha, filter_p
         self._experts: dict[str, LanguageModel] = {}
 
+    def require_networks(self) -> None:
+        for role, name in self._named().items():
+            require_expert(name, role)
+
     def load(self, host: Host) -> None:
         super().load(host)
-        named = {"expert": self.expert, "anti_expert": self.anti_expert}
-        self._experts = {role: load_expert(name, role, host) for role, name in named.items() if name is not None}
+        self._experts = {role: load_expert(name, role, host) for role, name in self._named().items()}
 
     @property
     def forward_passes_per_token(self) -> float:
         """1 for the policy + 1 for each expert that there is."""
-        return 1.0 + sum(name is not None for name in (self.expert, self.anti_expert))
+        return 1.0 + len(self._named())
 
     @property
     def networks(self) -> Sequence[LanguageModel]:
@@ -61,6 +64,11 @@ class DExperts(StepwiseMethod):
 
     def settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("expert", "anti_expert", "alpha", "filter_p")}
+
+    def _named(self) -> dict[str, str]:
+        """The experts that there are, by role."""
+        named = {"expert": self.expert, "anti_expert": self.anti_expert}
+        return {role: name for role, name in named.items() if name is not None}
 
 
 class _DExpertsDecoder(JointDecoder):

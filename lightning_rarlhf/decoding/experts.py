@@ -7,9 +7,25 @@ from dataclasses import replace
 from lightning_rarlhf.decoding.method import Host
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.language_model import LanguageModel
-from lightning_rarlhf.loading.hub import split_revision
+from lightning_rarlhf.loading.hub import require_model, split_revision
 from lightning_rarlhf.loading.policy_loading import end_of_text_ids, load_causal_lm
 from lightning_rarlhf.loading.tokenizer import load_tokenizer, require_same_tokens
+
+
+def require_expert(name: str, role: str) -> None:
+    """See that the language model `name` is there.
+
+    Args:
+        name: hub id or folder.
+        role: what the method calls it, for messages.
+
+    Raises:
+        ModelError: nothing there.
+    """
+    try:
+        require_model(*split_revision(name))
+    except ModelError as error:
+        raise ModelError(f"model.method.{role}: {error}") from None
 
 
 def load_expert(name: str, role: str, host: Host) -> LanguageModel:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_rarlhf.cached_decoding.cached_decoder import CachedDecoder, CachedTrunk
 from lightning_rarlhf.config import SamplingConfig
-from lightning_rarlhf.decoding.experts import load_expert
+from lightning_rarlhf.decoding.experts import load_expert, require_expert
 from lightning_rarlhf.decoding.method import Host, JointDecoder, StepwiseMethod
 from lightning_rarlhf.decoding.prefix import Prefix, text_prefix
 from lightning_rarlhf.errors import ModelError, UserError
@@ -59,6 +59,9 @@ class GeDi(StepwiseMethod):
         self.omega, self.rho, self.tau = omega, rho, tau
         self._model: LanguageModel | None = None
         self._codes: list[Prefix] = []
+
+    def require_networks(self) -> None:
+        require_expert(self.class_lm, "class_lm")
 
     def load(self, host: Host) -> None:
         super().load(host)

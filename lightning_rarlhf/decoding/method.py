@@ -50,6 +50,13 @@ class DecodingMethod(ABC):
     def __init__(self) -> None:
         self.passes = PassCounter()
 
+    def require_networks(self) -> None:  # noqa: B027  (most methods have none of their own)
+        """See that the method's own networks are there; cheap, so that it can be asked before anything is loaded.
+
+        Raises:
+            ModelError: a name leads nowhere.
+        """
+
     def load(self, host: Host) -> None:
         """Bind the method to a policy; called once, before the first batch.
 

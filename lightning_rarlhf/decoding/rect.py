@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_rarlhf.cached_decoding.cached_decoder import CachedTrunk
 from lightning_rarlhf.data_types import PromptBatch, Samples
 from lightning_rarlhf.decoding.method import Host, StepwiseMethod
-from lightning_rarlhf.decoding.risk_head import RiskHead, load_risk_head
+from lightning_rarlhf.decoding.risk_head import RiskHead, load_risk_head, risk_head_file
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.functional.decoding import rectify
 from lightning_rarlhf.language_model import LanguageModel
@@ -35,6 +35,9 @@ class Rect(StepwiseMethod):
         self._risk: RiskHead | None = None
         self._fitted_on: str | None = None
         self._checked = other_policy
+
+    def require_networks(self) -> None:
+        risk_head_file(self.head)
 
     def load(self, host: Host) -> None:
         super().load(host)

@@ -63,6 +63,19 @@ def save_risk_head(head: RiskHead, path: Path, *, policy_sha256: str) -> None:
         partial.write_bytes(save(weights, metadata={_POLICY: policy_sha256}))
 
 
+def risk_head_file(name: str) -> Path:
+    """The file `name`, or the one that `RectModule` wrote into the run folder of that name.
+
+    Raises:
+        ModelError: no such file.
+    """
+    path = Path(name).expanduser()
+    path = path / RISK_HEAD_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; fit RectModule and give its run folder as model.method.head")
+    return path
+
+
 def load_risk_head(name: str, hidden_size: int) -> tuple[RiskHead, str | None]:
     """The frozen head in file `name`, or in the run folder of that name, and the hash of its policy's weights.
 
@@ -73,10 +86,7 @@ def load_risk_head(name: str, hidden_size: int) -> tuple[RiskHead, str | None]:
     """
     from safetensors import safe_open
 
-    path = Path(name).expanduser()
-    path = path / RISK_HEAD_FILE if path.is_dir() else path
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; fit RectModule and give its run folder as model.method.head")
+    path = risk_head_file(name)
     head = RiskHead(hidden_size)
     try:
         with safe_open(path, framework="pt") as file:
