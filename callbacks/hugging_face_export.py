@@ -36,17 +36,18 @@ class HuggingFaceExport(Callback):
         self.form = form
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse an adapter's export where none is trained, and a folder of other things, before hours are spent.
+        """Refuse an adapter's export where none is trained, and folders of what must stay, before hours are spent.
 
         Raises:
             UserError: with the alternative.
         """
-        if self.form == "adapter" and isinstance(pl_module, LanguageModule) and pl_module.policy_config.lora is None:
+        if not isinstance(pl_module, LanguageModule):
+            return
+        policy, folder = pl_module.policy_config, self._folder(trainer)
+        if self.form == "adapter" and policy.lora is None:
             raise UserError("HuggingFaceExport.form adapter: none is trained; set model.policy.lora, or form: merged")
-        if stage == "fit":
-            folder = self._folder(trainer)
-            require_replaceable(folder)
-            require_replaceable(_best_beside(folder))
+        for place in (folder, _best_beside(folder)) if stage == "fit" else ():
+            require_replaceable(place, policy.pretrained, pl_module.reference_name)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export, unless the fit was interrupted, only a trial (fast_dev_run), or of no step (max_time)."""

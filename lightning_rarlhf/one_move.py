@@ -67,15 +67,23 @@ def folder_in_one_move(path: Path) -> Iterator[Path]:
         move_folder_in(partial, path)
 
 
-def require_replaceable(folder: Path) -> None:
+def require_replaceable(folder: Path, *sources: str | None) -> None:
     """Refuse to let a model's folder take the place of anything else, all of which would be removed.
 
+    Args:
+        folder: where a model is to be written.
+        sources: folders (or hub ids) of models that the run starts from; it could not go on without them.
+
     Raises:
-        UserError: `folder` is a file, or holds something and is no folder of one saved model.
+        UserError: `folder` is a file, one of `sources`, or holds something and is no folder of one saved model.
         WriteError: it cannot be looked into.
     """
     if not folder.exists():
         return
+    for source in filter(None, sources):
+        place = Path(source).expanduser()
+        if place.exists() and place.samefile(folder):
+            raise UserError(f"{folder}: the run starts from the model there, which its own would replace; name another")
     what = "is a file"
     if folder.is_dir():
         with or_say_why(folder):

@@ -95,7 +95,7 @@ class RewardModule(GuardedModule):
         super().setup(stage)
         require_precision(str(self.trainer.precision), keeps_weights=True)
         if stage == "fit":
-            require_replaceable(self._export_folder)
+            require_replaceable(self._export_folder, self.backbone.pretrained)
 
     def configure_model(self) -> None:
         """Load the network; its labels are those of the data."""

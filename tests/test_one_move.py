@@ -138,6 +138,18 @@ def test_a_folder_of_other_things_may_not_be_replaced_by_a_model(tmp_path, stran
         require_replaceable(tmp_path)
 
 
+def test_a_model_that_is_still_needed_may_not_be_replaced(tmp_path, monkeypatch):
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(start)
+    require_replaceable(start, None, "gpt2", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for source in (str(start), "start", str(tmp_path / "link")):
+        with pytest.raises(UserError, match="start: the run starts from the model there"):
+            require_replaceable(start, None, source)
+
+
 def test_what_lies_in_a_models_folder_besides_is_not_given_up(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / ".git").mkdir()

@@ -35,13 +35,14 @@ def export_checkpoint(checkpoint: Path, folder: Path, form: Form, pretrained: st
 
     Raises:
         UserError: no checkpoint of a policy, a damaged one, or its weights are not those of the policy; `folder` holds
-            something that is no saved model.
+            something that is no saved model, or the starting policy.
     """
     require_replaceable(folder)
     content = _of_policy(checkpoint)
     policy = _policy_of(content["policy"])
     if pretrained is not None:
         policy = replace(policy, pretrained=pretrained)
+    require_replaceable(folder, policy.pretrained)
     tokenizer = load_tokenizer(policy.pretrained, policy.revision)
     holder = nn.ModuleDict({"actor": load_actor_critic(policy, tokenizer)})
     weights = {name: value for name, value in content["state_dict"].items() if name.startswith("actor.")}

@@ -118,6 +118,24 @@ def test_a_folder_of_other_things_is_refused_before_the_first_iteration(world, t
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_the_policy_that_a_run_starts_from_is_not_replaced_by_what_it_becomes(world, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    fit(world, first)
+    start, checkpoint = first / "huggingface", first / "checkpoints" / "last.ckpt"
+    before = weights_of(start)
+    callbacks = json.dumps([{"class_path": "HuggingFaceExport", "init_args": {"dirpath": str(start)}}])
+    arguments = small(world, "jigsaw.yaml", second) + rewards(world, "jigsaw.yaml")
+    with pytest.raises(SystemExit) as ended:
+        train.main(["fit", *arguments, "--model.policy.pretrained", str(start), "--trainer.callbacks", callbacks])
+    assert ended.value.code == 2
+    sentence = "huggingface: the run starts from the model there, which its own would replace; name another"
+    assert sentence in capsys.readouterr().err
+    begun = torch.load(checkpoint, weights_only=True)["policy"]["pretrained"]
+    assert export([str(checkpoint), begun]) == 2
+    assert "the run starts from the model there" in capsys.readouterr().err
+    assert torch.equal(weights_of(start), before)
+
+
 def test_a_fit_that_took_no_step_exports_nothing(world, tmp_path, caplog):
     fit(world, tmp_path, "--trainer.max_time", "00:00:00:00")
     assert not (tmp_path / "huggingface").exists()
