@@ -124,13 +124,18 @@ def test_a_tail_of_less_than_one_prompt_is_refused_whatever_the_completions(
     assert (runs / "out" / "report.md").is_file()
 
 
-def test_a_tail_of_few_prompts_is_written_without_its_band(runs: Path) -> None:
+def rows_at_equal_kl(runs: Path, alpha: str) -> list[dict[str, str]]:
+    """Of the report in `out` on two sweeps; √KL of the second's runs is 0, 1.41 and 2.24."""
     for number, kl in enumerate((2.0, 5.0)):
         write_run(runs / f"ra{number}", scores_of(10 + number, gain=3 * kl**0.5), kl=kl)
     sweeps = ["--sweep", "RLHF=sft,rlhf/seed_1,rarlhf", "--sweep", "RA=sft,ra0,ra1"]
-    assert main([*sweeps, "--output", "out", "--alpha", "0.05", "--no-figures", *FEW]) == 0
+    assert main([*sweeps, "--output", "out", "--alpha", alpha, "--no-figures", *FEW]) == 0
     with (runs / "out" / "matched_kl.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def test_a_tail_of_few_prompts_is_written_without_its_band(runs: Path) -> None:
+    rows = rows_at_equal_kl(runs, alpha="0.05")
     ends = {row["statistic"]: (row["low"], row["high"], row["interval"]) for row in rows}
     assert ends["mean of the worst 5 %"] == ("-inf", "inf", "none: fewer than 10 prompts in the tail")
     assert "-inf" not in ends["mean"]
@@ -140,13 +145,8 @@ def test_a_tail_of_few_prompts_is_written_without_its_band(runs: Path) -> None:
 
 
 def test_where_runs_are_too_far_apart_no_interval_is_written(runs: Path) -> None:
-    """√KL of RA's runs: 0, 1.41, 2.24; the first gap is more than half of the range, so nothing is claimed up to 2."""
-    for number, kl in enumerate((2.0, 5.0)):
-        write_run(runs / f"ra{number}", scores_of(10 + number, gain=3 * kl**0.5), kl=kl)
-    sweeps = ["--sweep", "RLHF=sft,rlhf/seed_1,rarlhf", "--sweep", "RA=sft,ra0,ra1"]
-    assert main([*sweeps, "--output", "out", "--alpha", "0.2", "--no-figures", *FEW]) == 0
-    with (runs / "out" / "matched_kl.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    """RA's first gap is more than half of its range of √KL, so nothing is claimed up to 2."""
+    rows = rows_at_equal_kl(runs, alpha="0.2")
     for row in rows:
         none = (row["low"], row["high"], row["interval"]) == ("-inf", "inf", "none: runs too far apart to interpolate")
         assert none == (float(row["kl"]) <= 2), row
