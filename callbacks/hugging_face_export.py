@@ -13,7 +13,7 @@ from lightning_rarlhf.base_modules.language_module import LanguageModule
 from lightning_rarlhf.checkpoints.sharded_checkpoint import whole_checkpoint
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
-from lightning_rarlhf.one_move import require_replaceable
+from lightning_rarlhf.loading.model_folder import require_replaceable
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.records.provenance import CHOSEN
 

@@ -15,8 +15,6 @@ PARTIAL = ".partial"
 """ending of what is being written"""
 _REPLACED = ".replaced"
 """ending of a folder whose successor is moving in; folders cannot be exchanged in one step"""
-_CHAT_TEMPLATES = "additional_chat_templates"
-"""the one folder that transformers makes in a saved model's"""
 
 
 @contextmanager
@@ -65,35 +63,6 @@ def folder_in_one_move(path: Path) -> Iterator[Path]:
         for made in (*partial.rglob("*"), partial):
             flush_to_disk(made)
         move_folder_in(partial, path)
-
-
-def require_replaceable(folder: Path, *sources: str | None) -> None:
-    """Refuse to let a model's folder take the place of anything else, all of which would be removed.
-
-    Args:
-        folder: where a model is to be written.
-        sources: folders (or hub ids) of models that the run starts from; it could not go on without them.
-
-    Raises:
-        UserError: `folder` is a file, one of `sources`, or holds something and is no folder of one saved model.
-        WriteError: it cannot be looked into.
-    """
-    if not folder.exists():
-        return
-    for source in filter(None, sources):
-        place = Path(source).expanduser()
-        if place.exists() and place.samefile(folder):
-            raise UserError(f"{folder}: the run starts from the model there, which its own would replace; name another")
-    what = "is a file"
-    if folder.is_dir():
-        with or_say_why(folder):
-            inside = sorted(folder.iterdir())
-        strangers = [path for path in inside if path.is_dir() and path.name != _CHAT_TEMPLATES]
-        saved = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-        if not inside or (saved and not strangers):
-            return
-        what = f"holds {(strangers or inside)[0].name} and is no saved model's"
-    raise UserError(f"{folder}: {what}; a model written there would remove what is there; name a new folder")
 
 
 def flush_to_disk(path: Path) -> None:

@@ -24,7 +24,7 @@ from lightning_rarlhf.data_types import LabelledBatch, PreferenceBatch
 from lightning_rarlhf.distributed import gather_items, total
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.functional.preferences import bradley_terry_nll
-from lightning_rarlhf.one_move import require_replaceable
+from lightning_rarlhf.loading.model_folder import require_replaceable
 from lightning_rarlhf.records.reward_report import (
     aurocs_of_labels,
     both_ways,

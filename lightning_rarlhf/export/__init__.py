@@ -15,8 +15,9 @@ from lightning_rarlhf.export.adapter import save_adapter
 from lightning_rarlhf.export.plain import plain_model
 from lightning_rarlhf.loading.hub import base_of_adapter
 from lightning_rarlhf.loading.lora import is_adapted
+from lightning_rarlhf.loading.model_folder import require_replaceable
 from lightning_rarlhf.loading.policy_loading import VALUE_HEAD_FILE
-from lightning_rarlhf.one_move import folder_in_one_move, or_say_why, require_replaceable
+from lightning_rarlhf.one_move import folder_in_one_move, or_say_why
 from lightning_rarlhf.policy import ActorCritic
 from lightning_rarlhf.records.provenance import write_training
 

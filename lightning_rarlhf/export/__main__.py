@@ -16,9 +16,9 @@ from lightning_rarlhf.checkpoints.trained_weights import require_trained
 from lightning_rarlhf.config import LoRAConfig, PolicyConfig
 from lightning_rarlhf.errors import UserError
 from lightning_rarlhf.export import Form, export_policy
+from lightning_rarlhf.loading.model_folder import require_replaceable
 from lightning_rarlhf.loading.policy_loading import load_actor_critic
 from lightning_rarlhf.loading.tokenizer import load_tokenizer
-from lightning_rarlhf.one_move import require_replaceable
 from lightning_rarlhf.records.provenance import training_of_checkpoint
 from lightning_rarlhf.terminal.one_line_parser import OneLineParser
 from lightning_rarlhf.terminal.quiet import quiet

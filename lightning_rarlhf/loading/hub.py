@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 from lightning_rarlhf.errors import DataError, ModelError
+from lightning_rarlhf.loading.model_folder import ADAPTER_FILE, is_saved_model
 from lightning_rarlhf.terminal.plain_text import first_line
-
-ADAPTER_FILE = "adapter_config.json"
-"""In a folder without ``config.json``: what peft writes of an adapter, with the name of its base model."""
 
 _TIMEOUT = 10.0  # seconds; the hub's own client would retry for most of a minute
 
@@ -24,7 +22,7 @@ def require_model(name: str, revision: str | None = None) -> None:
         raise ModelError("a model's name is empty; give a hub id, or a folder written by save_pretrained")
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file() and not (folder / ADAPTER_FILE).is_file():
+        if not is_saved_model(folder):
             raise ModelError(f"{name}: the folder holds no config.json; give a folder written by save_pretrained")
         return
     if folder.exists():

@@ -12,8 +12,9 @@ from lightning_rarlhf.config import BackboneConfig
 from lightning_rarlhf.errors import ModelError
 from lightning_rarlhf.layers.rotary_angles import same_angles_up_to
 from lightning_rarlhf.loading.hub import require_model
+from lightning_rarlhf.loading.model_folder import require_replaceable
 from lightning_rarlhf.loading.own_code import load_pretrained
-from lightning_rarlhf.one_move import folder_in_one_move, or_say_why, require_replaceable
+from lightning_rarlhf.one_move import folder_in_one_move, or_say_why
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
